@@ -1,0 +1,76 @@
+"""roomkit: live rooms on threads. The public names; everything else may move."""
+
+from roomkit._version import __version__
+from roomkit.core.config import RoomConfig
+from roomkit.core.events import Event
+from roomkit.core.lifecycle import GAME, Lifecycle, Operation, RoomStatus
+from roomkit.core.state import Player, RoomState
+from roomkit.delivery import Batch, Connection
+from roomkit.errors import (
+    CLOSE_CODES,
+    BadPassword,
+    BadToken,
+    InvalidConfig,
+    InvalidId,
+    InvalidLifecycle,
+    InvalidMessage,
+    InvalidTransition,
+    LimitExceeded,
+    LockUpgradeError,
+    NotHost,
+    OperationRefused,
+    PlayerBanned,
+    PlayerExists,
+    PlayerNotFound,
+    RoomBusy,
+    RoomExists,
+    RoomFull,
+    RoomkitError,
+    RoomLocked,
+    RoomNotFound,
+    ShuttingDown,
+    Unauthorized,
+)
+from roomkit.manager import RoomManager, RoomPage
+from roomkit.room import Joined, Room
+
+__all__ = [
+    "CLOSE_CODES",
+    "GAME",
+    "BadPassword",
+    "BadToken",
+    "Batch",
+    "Connection",
+    "Event",
+    "InvalidConfig",
+    "InvalidId",
+    "InvalidLifecycle",
+    "InvalidMessage",
+    "InvalidTransition",
+    "Joined",
+    "Lifecycle",
+    "LimitExceeded",
+    "LockUpgradeError",
+    "NotHost",
+    "Operation",
+    "OperationRefused",
+    "Player",
+    "PlayerBanned",
+    "PlayerExists",
+    "PlayerNotFound",
+    "Room",
+    "RoomBusy",
+    "RoomConfig",
+    "RoomExists",
+    "RoomFull",
+    "RoomLocked",
+    "RoomManager",
+    "RoomNotFound",
+    "RoomPage",
+    "RoomState",
+    "RoomStatus",
+    "RoomkitError",
+    "ShuttingDown",
+    "Unauthorized",
+    "__version__",
+]

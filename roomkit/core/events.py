@@ -1,0 +1,90 @@
+"""Events: what happened in a room, as it is stored, delivered and encoded."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+
+from roomkit.errors import InvalidMessage
+
+#: Never dropped: an operation waits for a place in the queue before it causes one of these.
+CRITICAL_TYPES = frozenset(
+    {
+        "player_joined",
+        "player_left",
+        "room_status",
+        "host_changed",
+        "game_started",
+        "game_finished",
+        "room_updated",
+        "room_transferred",
+        "room_closed",
+        "operation_performed",
+    }
+)
+
+#: May be dropped when the queue is full; the drop is counted and announced by a gap notice.
+DROPPABLE_TYPES = frozenset(
+    {"player_ready", "song_selected", "settings_changed", "message", "player_dropped", "player_resumed"}
+)
+
+EVENT_TYPES = CRITICAL_TYPES | DROPPABLE_TYPES
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One thing that happened in a room.
+
+    Attributes:
+        type: one of ``EVENT_TYPES``; ``gap`` for a notice that events were not delivered (then ``seq`` is 0).
+        seq: counts from 1 in the room's epoch, in the order in which the state changed.
+        timestamp: RFC 3339 with milliseconds, UTC.
+        data: what a client needs to apply it to its copy of the state.
+        conflated: how many older events of the same key this one replaced before they were delivered.
+    """
+
+    type: str
+    seq: int
+    timestamp: str
+    data: dict[str, Any]
+    conflated: int = 0
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+def encode_json(value: object) -> bytes:
+    """JSON, UTF-8. Numbers that JSON does not have (NaN, infinities) become null."""
+    return _encode(value)
+
+
+def clean_data(data: object, what: str = "data") -> dict[str, Any]:
+    """A deep copy of ``data`` made of plain JSON values only, so that it can be sent later and changed by nobody.
+
+    Raises:
+        InvalidMessage: not a dict with string keys, or something inside has no JSON form (a lone surrogate, a cycle).
+    """
+    if not isinstance(data, dict):
+        raise InvalidMessage(f"{what} must be a dict (got {type(data).__name__})")
+    try:
+        copy = _decode(_encode(data))
+    except (TypeError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        raise InvalidMessage(f"{what} has no JSON form: {error}") from None
+    return copy  # type: ignore[no-any-return]
+
+
+_second: tuple[int, str] = (-1, "")
+
+
+def rfc3339(at: float) -> str:
+    """``at`` (Unix seconds) as RFC 3339, UTC, milliseconds: ``2024-03-27T20:00:00.123Z``."""
+    global _second  # a cache of the last second's text; a race between threads only costs a second formatting
+    milliseconds = int(at * 1000)
+    second = milliseconds // 1000
+    known, text = _second
+    if known != second:
+        text = datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+        _second = (second, text)
+    return f"{text}.{milliseconds - second * 1000:03d}Z"
