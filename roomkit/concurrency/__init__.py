@@ -1,0 +1,1 @@
+"""Threads' tools, with no rooms in them."""

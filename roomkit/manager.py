@@ -1,0 +1,568 @@
+"""RoomManager: makes, finds, lists and takes away rooms.
+
+Lock order, for the whole library (a thread may take a lock only when it holds none of its line or below)::
+
+    room lock (Room._lock)  ->  queue mutex (EventQueue.mutex)
+    manager lock (RoomManager._lock)           alone: never while a room's lock is held, nor the other way round
+    leaf locks (Tally, Worker, Subscription, Reaper conditions)   nothing is taken while one is held
+
+No user hook, socket call, log handler or backend call runs under any of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import math
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from roomkit.broadcaster import BroadcasterFactory, ThreadBroadcaster
+from roomkit.concurrency.worker import Worker
+from roomkit.core import commands as c
+from roomkit.core.config import RoomConfig
+from roomkit.core.expiry import DeadlineHeap
+from roomkit.core.ids import check_id
+from roomkit.core.lifecycle import GAME, Lifecycle
+from roomkit.core.state import Player, RoomState
+from roomkit.errors import InvalidMessage, LimitExceeded, RoomBusy, RoomExists, RoomkitError, RoomNotFound, ShuttingDown
+from roomkit.metrics import Tally
+from roomkit.reaper import Reaper
+from roomkit.room import Room
+from roomkit.runtime import Runtime, new_secret, new_short_id
+
+log = logging.getLogger("roomkit.manager")
+
+_RETRY = 1.0  # seconds until a room that was too busy to expire is looked at again
+
+_SORTS: dict[str, Callable[[RoomState], Any]] = {
+    "created_at": lambda state: state.created_at,
+    "players": lambda state: len(state.players),
+    "id": lambda state: state.id,
+}
+
+
+class RoomPage(tuple[RoomState, ...]):
+    """A page of a listing: the rooms' states, and the cursor of the next page (None: there is none)."""
+
+    next_cursor: str | None = None
+
+
+class RoomManager:
+    """A set of rooms.
+
+    Args:
+        config: the bounds of rooms that are made without their own.
+        clock: monotonic seconds, for every deadline; inject one to age rooms by hand.
+        wall_clock: Unix seconds, for timestamps.
+        lifecycle: the table of rooms that are made without their own.
+        max_rooms, max_rooms_per_owner: limits; 0: none.
+        on_watermark: called as ``on_watermark(room, load)`` on the thread ``roomkit-hooks`` when a room's queue passes 80 %
+            or its share of dropped events 5 %.
+        new_room_id, new_token: where ids and secrets come from.
+
+    No thread is started before it is needed. :meth:`start_cleanup` (or ``with``) starts the reaper; without it call
+    :meth:`cleanup` now and then, or nothing ever expires.
+
+    Thread safety: full.
+    """
+
+    def __init__(
+        self,
+        config: RoomConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        wall_clock: Callable[[], float] = time.time,
+        lifecycle: Lifecycle = GAME,
+        max_rooms: int = 0,
+        max_rooms_per_owner: int = 0,
+        on_watermark: Callable[[Room, float], None] | None = None,
+        new_room_id: Callable[[], str] = new_short_id,
+        new_token: Callable[[], str] = new_secret,
+    ) -> None:
+        self.config = config if config is not None else RoomConfig()
+        self.lifecycle = lifecycle
+        self.max_rooms = max_rooms
+        self.max_rooms_per_owner = max_rooms_per_owner
+        self.tally = Tally()
+        self._clock = clock
+        self._new_room_id = new_room_id
+        self._on_watermark = on_watermark
+        self._runtime = Runtime(
+            clock,
+            wall_clock,
+            new_token=new_token,
+            tally=self.tally,
+            schedule=self._schedule,
+            watermark=self._watermark,
+        )
+        self._hooks = Worker("roomkit-hooks", self._run_hooks)
+        self._lock = threading.Lock()
+        # Guarded by _lock:
+        self._rooms: dict[str, Room] = {}
+        self._owners: dict[str, str] = {}
+        self._owned: Counter[str] = Counter()
+        self._heap: DeadlineHeap[str] = DeadlineHeap()
+        self._reaper: Reaper | None = None
+        self._shut_down = False
+        self._broadcaster: BroadcasterFactory = ThreadBroadcaster
+        self._passed: dict[str, tuple[Room, float]] = {}  # watermarks to be told, by room
+        self._last_sweep: dict[str, float] = {"due": 0, "taken_away": 0, "seconds": 0.0}
+
+    def __enter__(self) -> RoomManager:
+        self.start_cleanup()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.shutdown()
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+    def __contains__(self, room_id: str) -> bool:
+        return room_id in self._rooms
+
+    # Making and finding.
+
+    def create_room(
+        self,
+        room_id: str | None = None,
+        *,
+        config: RoomConfig | None = None,
+        lifecycle: Lifecycle | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        private: bool = False,
+        password: str | None = None,
+        owner: str | None = None,
+        **options: Any,
+    ) -> Room:
+        """Make a room; without an id one is generated.
+
+        Args:
+            config: its bounds (default: the manager's). options: single fields of ``RoomConfig`` to change.
+            private: found by its id only. password: asked of everyone who joins from outside.
+            owner: who is charged for it, when ``max_rooms_per_owner`` is set.
+
+        Raises:
+            RoomExists, LimitExceeded, ShuttingDown, InvalidId, InvalidConfig, InvalidMessage (metadata): nothing was made.
+        """
+        if room_id is not None:
+            check_id(room_id, "a room id")
+        base = config if config is not None else self.config
+        if (
+            "max_players" in options
+            and "min_players" not in options
+            and (base.min_players or 0) > options["max_players"]
+        ):
+            options["min_players"] = None
+        settled = base.replace(**options) if options else base
+        if password is not None and (not isinstance(password, str) or not 1 <= len(password) <= 256):
+            raise InvalidMessage("a password is text of 1 to 256 characters")
+        self._check_limits(room_id, owner)
+        room = Room(
+            room_id if room_id is not None else self._new_room_id(),
+            settled,
+            lifecycle=lifecycle if lifecycle is not None else self.lifecycle,
+            metadata=metadata,
+            private=private,
+            password=password,
+            runtime=self._runtime,
+            broadcaster=self._broadcaster,
+        )
+        deadline = room.next_deadline()
+        with self._lock:
+            self._check_limits_locked(room.id, owner)
+            self._rooms[room.id] = room
+            if owner is not None:
+                self._owners[room.id] = owner
+                self._owned[owner] += 1
+            self._heap.set(room.id, deadline)
+            reaper = self._reaper if self._heap.next_deadline() == deadline else None
+        self.tally.add("rooms_created")
+        if reaper is not None:
+            reaper.wake()
+        return room
+
+    def _check_limits(self, room_id: str | None, owner: str | None) -> None:
+        with self._lock:
+            self._check_limits_locked(room_id, owner)
+
+    def _check_limits_locked(self, room_id: str | None, owner: str | None) -> None:
+        if self._shut_down:
+            raise ShuttingDown("the server is shutting down")
+        if room_id is not None and room_id in self._rooms:
+            raise RoomExists(f"there is already a room {room_id!r}")
+        if self.max_rooms and len(self._rooms) >= self.max_rooms:
+            raise LimitExceeded(f"there are already {self.max_rooms} rooms")
+        if self.max_rooms_per_owner and owner is not None and self._owned[owner] >= self.max_rooms_per_owner:
+            raise LimitExceeded(f"{owner!r} already has {self.max_rooms_per_owner} rooms")
+
+    def get_room(self, room_id: str) -> Room:
+        """The room with this id.
+
+        Raises:
+            RoomNotFound: there is none.
+        """
+        room = self._rooms.get(room_id)  # a dict read is atomic
+        if room is None:
+            raise RoomNotFound(f"there is no room {room_id!r}")
+        return room
+
+    def find_room(self, room_id: str) -> Room | None:
+        """The room with this id, or None."""
+        return self._rooms.get(room_id)
+
+    def rooms(self) -> tuple[Room, ...]:
+        """Every room at this moment, in the order of creation."""
+        with self._lock:
+            return tuple(self._rooms.values())
+
+    def list_rooms(
+        self,
+        *,
+        status: str | Iterable[str] | None = None,
+        has_space: bool | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        include_private: bool = False,
+        sort: str = "created_at",
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> RoomPage:
+        """The rooms that fit, as states.
+
+        Args:
+            status: one or several. has_space: whether a new player could sit down now.
+            metadata: pairs that must all be there.
+            sort: created_at, players or id; with ``-`` in front descending. Equal ones by id.
+            limit: at most so many; the page then has ``next_cursor``, which continues it even when rooms come and go.
+
+        Raises:
+            InvalidMessage: an unknown sort or a broken cursor.
+        """
+        descending = sort.startswith("-")
+        key = _SORTS.get(sort.removeprefix("-"))
+        if key is None:
+            raise InvalidMessage(f"sort is one of {', '.join(_SORTS)}, with - in front for descending (got {sort!r})")
+        wanted = None if status is None else {str(status)} if isinstance(status, str) else {str(s) for s in status}
+        found: list[tuple[Any, str, RoomState]] = []
+        for room in self.rooms():
+            state = room.get_state()
+            if (
+                (wanted is None or str(state.status) in wanted)
+                and (include_private or not state.private)
+                and (has_space is None or _open(room, state) is has_space)
+                and _fits(state.metadata, metadata)
+            ):
+                found.append((key(state), state.id, state))
+        found.sort(key=lambda row: row[:2], reverse=descending)
+        if cursor is not None:
+            after = _read_cursor(cursor)
+            found = [row for row in found if (list(row[:2]) < after if descending else list(row[:2]) > after)]
+        page = RoomPage(row[2] for row in (found if limit is None else found[:limit]))
+        if limit is not None and len(found) > limit > 0:
+            page.next_cursor = _write_cursor(found[limit - 1][:2])
+        return page
+
+    def join_or_create(
+        self,
+        player_id: str,
+        name: str | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        reserve: bool = False,
+        **options: Any,
+    ) -> tuple[Room, Player]:
+        """Seat a player in an open, public room that fits, the fullest first, or in a new one.
+
+        Args:
+            metadata: pairs that the room must have; a new one gets them.
+            reserve: give the seat up after ``reservation_ttl`` unless a connection comes (for seats taken over REST).
+            options: for ``create_room``; ``max_players`` and ``min_players`` also choose among rooms.
+
+        Returns:
+            The room and the player with its token.
+
+        Raises:
+            what ``create_room`` and ``Room.add_player`` raise, but not RoomFull; nothing changed.
+        """
+        check_id(player_id, "a player id")
+        if self._shut_down:
+            raise ShuttingDown("the server is shutting down")
+        candidates = []
+        for room in self.rooms():
+            state = room.get_state()
+            if state.private or state.has_password or not _open(room, state) or not _fits(state.metadata, metadata):
+                continue
+            if any(options.get(key) not in (None, getattr(state, key)) for key in ("max_players", "min_players")):
+                continue
+            if state.get_player(player_id) is None:
+                candidates.append((-len(state.players), state.created_at, state.id, room))
+        for *_, room in sorted(candidates, key=lambda row: row[:3]):
+            try:
+                return room, self._seat(room, player_id, name, reserve)
+            except (InvalidMessage, ShuttingDown):
+                raise
+            except RoomkitError:  # it filled up, closed or locked in the meantime: the next one
+                continue
+        room = self.create_room(metadata=metadata, **options)
+        return room, self._seat(room, player_id, name, reserve)
+
+    @staticmethod
+    def _seat(room: Room, player_id: str, name: str | None, reserve: bool) -> Player:
+        return room.join(player_id, name=name).player if reserve else room.add_player(player_id, name)
+
+    def transfer(self, room: Room, player_id: str | None = None, *, new_room_id: str | None = None) -> Room:
+        """Seat everybody of ``room`` in a new one with the same bounds, settings and tokens (a rematch).
+
+        Those who are connected get ``room_transferred``; the old room then closes. Seats that nobody takes again are
+        given up after ``reconnect_grace``. The host stays host.
+
+        Raises:
+            NotHost, PlayerNotFound, InvalidTransition (closed), RoomExists, LimitExceeded, ShuttingDown, RoomBusy: the old
+            room is as it was and no new one is left.
+        """
+        with room.reading() as state:
+            seats = room.seats_locked()
+        with self._lock:
+            owner = self._owners.get(room.id)
+        new = self.create_room(
+            new_room_id,
+            config=room.config,
+            lifecycle=room.lifecycle,
+            metadata=dict(state.metadata),
+            private=state.private,
+            password=room.password,
+            owner=owner,
+        )
+        try:
+            for seat in sorted(seats, key=lambda seat: seat.id != state.host):  # stable: the host first, then the rest
+                new.seat_again(seat)
+            if state.settings:
+                new.update_settings(None, dict(state.settings))
+            room.execute(c.Transfer(player_id, new.id))
+        except BaseException:
+            new.execute(c.Close(None, "transfer failed", force=True))
+            self._remove(new)
+            raise
+        room.execute(c.Close(None, "transferred", force=True))
+        return new
+
+    # Going.
+
+    def remove_room(self, room_id: str, reason: str = "removed") -> None:
+        """Close a room and take it away at once.
+
+        Raises:
+            RoomNotFound: there is none.
+        """
+        room = self.get_room(room_id)
+        room.execute(c.Close(None, reason, force=True))
+        self._remove(room)
+
+    def _remove(self, room: Room) -> bool:
+        with self._lock:
+            if self._rooms.get(room.id) is not room:
+                return False
+            del self._rooms[room.id]
+            self._heap.discard(room.id)
+            owner = self._owners.pop(room.id, None)
+            if owner is not None:
+                self._owned[owner] -= 1
+                if not self._owned[owner]:
+                    del self._owned[owner]
+        self.tally.add("rooms_removed")
+        self.tally.add_many("dropped_by_removed", room.dropped)
+        room.dispose()
+        return True
+
+    def cleanup(self) -> list[str]:
+        """One sweep: do everything that is due by now, and return the ids of the rooms taken away.
+
+        Costs what is due, not what exists. A room that is too busy is looked at again a second later.
+        """
+        started = time.perf_counter()
+        now = self._clock()
+        with self._lock:
+            due = [(room_id, self._rooms[room_id]) for room_id in self._heap.pop_due(now) if room_id in self._rooms]
+        gone = []
+        for room_id, room in due:
+            try:
+                if room.expire():  # checks again, under the room's lock
+                    if self._remove(room):
+                        gone.append(room_id)
+                    continue
+                deadline = room.next_deadline()
+            except RoomBusy:
+                deadline = now + _RETRY
+            except Exception:
+                log.exception("room %s could not be swept; it is looked at again", room_id)
+                deadline = now + _RETRY
+            with self._lock:
+                if self._rooms.get(room_id) is room:
+                    self._heap.set(room_id, max(deadline, math.nextafter(now, math.inf)))
+        self._last_sweep = {"due": len(due), "taken_away": len(gone), "seconds": time.perf_counter() - started}
+        self.tally.add("sweeps")
+        if gone:
+            self.tally.add("rooms_expired", count=len(gone))
+            log.info("took away %d expired rooms", len(gone))
+        return gone
+
+    def start_cleanup(self) -> None:
+        """Start the reaper, a daemon thread named ``roomkit-reaper``, unless it runs. Ended by :meth:`shutdown`.
+
+        Raises:
+            ShuttingDown: the manager is shut down.
+        """
+        with self._lock:
+            if self._shut_down:
+                raise ShuttingDown("the manager is shut down")
+            if self._reaper is not None:
+                return
+            self._reaper = reaper = Reaper(self.cleanup, self._seconds_to_next)
+        reaper.start()
+
+    def _seconds_to_next(self) -> float:
+        with self._lock:
+            deadline = self._heap.next_deadline()
+        return math.inf if deadline is None else deadline - self._clock()
+
+    def _schedule(self, room: Room) -> None:
+        deadline = room.next_deadline()
+        with self._lock:
+            known = self._heap.get(room.id)
+            if known is None or deadline >= known:  # later is found out when it pops
+                return
+            self._heap.set(room.id, deadline)
+            reaper = self._reaper if self._heap.next_deadline() == deadline else None
+        if reaper is not None:
+            reaper.wake()
+
+    def shutdown(self, timeout: float = 10.0, *, spread: float = 5.0) -> bool:
+        """Stop admitting, tell connected clients to come back (1012, after a random part of ``spread`` seconds, so that
+        they do not come all at once), close every room, deliver what is queued, and join the threads.
+
+        Blocks at most about ``timeout`` seconds. A second call does nothing.
+
+        Returns:
+            Whether every thread ended in time.
+        """
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            if self._shut_down:
+                return True
+            self._shut_down = True
+            reaper, self._reaper = self._reaper, None
+            rooms = list(self._rooms.values())
+        ended = reaper is None or reaper.stop(max(0.0, deadline - time.monotonic()))
+        for room in rooms:
+            room.announce_restart(lambda: f"restarting; come back in {random.uniform(0, spread):.1f} s")
+        for room in rooms:
+            try:
+                room.execute(c.Close(None, "shutdown", force=True))
+            except RoomBusy:
+                log.warning("room %s was too busy to close", room.id)
+        for room in rooms:
+            ended = room.stop_threads(max(0.0, deadline - time.monotonic())) and ended
+            self._remove(room)
+        return self._hooks.stop(max(0.0, deadline - time.monotonic())) and ended
+
+    @property
+    def is_shut_down(self) -> bool:
+        """Whether :meth:`shutdown` was called."""
+        return self._shut_down
+
+    def use_broadcaster(self, factory: BroadcasterFactory, timeout: float = 1.0) -> None:
+        """Have other threads drain the rooms, those that are there and those to come (the server's I/O threads)."""
+        with self._lock:
+            self._broadcaster = factory
+            rooms = list(self._rooms.values())
+        for room in rooms:
+            room.use_broadcaster(factory, timeout)
+
+    # Watching.
+
+    def stats(self) -> dict[str, Any]:
+        """Counts over all rooms at this moment; ``zombie_rooms`` (seed) are those with nobody connected or closed."""
+        by_status: Counter[str] = Counter()
+        players = connections = depth = deepest = zombies = conflated = 0
+        dropped: Counter[str] = Counter(self.tally.by_label("dropped_by_removed"))
+        rooms = self.rooms()
+        for room in rooms:
+            state = room.get_state()
+            by_status[str(state.status)] += 1
+            players += len(state.players)
+            connections += room.connection_count
+            depth += room.queue_depth
+            deepest = max(deepest, room.queue_depth)
+            conflated += room.conflated
+            dropped.update(room.dropped)
+            if not any(player.connected for player in state.players) or state.status == room.lifecycle.closed:
+                zombies += 1
+        return {
+            "total_rooms": len(rooms),
+            "active_rooms": len(rooms) - zombies,
+            "zombie_rooms": zombies,
+            "by_status": dict(by_status),
+            "players": players,
+            "connections": connections,
+            "queue_depth": depth,
+            "deepest_queue": deepest,
+            "dropped": dict(dropped),
+            "conflated": conflated,
+            "operations": self.tally.by_label("operations"),
+            "deliveries": self.tally.get("deliveries"),
+            "busy": self.tally.get("busy"),
+            "rooms_created": self.tally.get("rooms_created"),
+            "rooms_removed": self.tally.get("rooms_removed"),
+            "rooms_expired": self.tally.get("rooms_expired"),
+            "sweeps": self.tally.get("sweeps"),
+            "last_sweep": dict(self._last_sweep),
+            "watermarks": self.tally.get("watermarks"),
+        }
+
+    def _watermark(self, room: Room, load: float) -> None:
+        self.tally.add("watermarks")
+        if self._on_watermark is None:
+            return
+        with self._lock:
+            self._passed[room.id] = (room, load)
+        self._hooks.wake()
+
+    def _run_hooks(self) -> None:
+        with self._lock:
+            passed, self._passed = self._passed, {}
+        assert self._on_watermark is not None
+        for room, load in passed.values():
+            try:
+                self._on_watermark(room, load)
+            except Exception:
+                self.tally.add("hook_errors")
+                log.exception("on_watermark failed for room %s", room.id)
+
+
+def _open(room: Room, state: RoomState) -> bool:
+    return state.has_space and not state.locked and room.lifecycle.allows(state.status, "add_player")
+
+
+def _fits(metadata: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
+    return not wanted or all(key in metadata and metadata[key] == value for key, value in wanted.items())
+
+
+def _write_cursor(position: tuple[Any, str]) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode()
+
+
+def _read_cursor(cursor: str) -> list[Any]:
+    try:
+        position = msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode()))
+        if isinstance(position, list) and len(position) == 2 and isinstance(position[1], str):
+            return position
+    except (ValueError, UnicodeError):
+        pass
+    raise InvalidMessage("the cursor is not one that this listing gave")
