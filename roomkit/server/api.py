@@ -1,0 +1,381 @@
+"""The HTTP side: REST, health, metrics, debug and the demo's files, as one WSGI application (docs/protocol.md, REST)."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import mimetypes
+import zlib
+from collections.abc import Callable, Iterable
+from importlib import resources
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Map, Rule
+from werkzeug.wrappers import Request, Response
+
+from roomkit.core.events import encode_json, rfc3339
+from roomkit.core.state import RoomState
+from roomkit.errors import (
+    BadPassword,
+    BadToken,
+    InvalidConfig,
+    InvalidId,
+    InvalidMessage,
+    InvalidTransition,
+    LimitExceeded,
+    NotHost,
+    OperationRefused,
+    PlayerBanned,
+    PlayerExists,
+    PlayerNotFound,
+    RoomBusy,
+    RoomExists,
+    RoomFull,
+    RoomkitError,
+    RoomLocked,
+    RoomNotFound,
+    ShuttingDown,
+    Unauthorized,
+)
+from roomkit.runtime import new_short_id
+from roomkit.server.handshake import HandshakeRefused, check_origin
+
+if TYPE_CHECKING:
+    from roomkit.server.app import Server
+
+_STATUS: dict[type[RoomkitError], int] = {
+    RoomNotFound: 404,
+    PlayerNotFound: 404,
+    RoomExists: 409,
+    PlayerExists: 409,
+    RoomFull: 409,
+    RoomLocked: 409,
+    InvalidTransition: 409,
+    OperationRefused: 409,
+    BadToken: 403,
+    BadPassword: 403,
+    PlayerBanned: 403,
+    NotHost: 403,
+    Unauthorized: 401,
+    LimitExceeded: 429,
+    RoomBusy: 503,
+    ShuttingDown: 503,
+    InvalidId: 400,
+    InvalidConfig: 400,
+    InvalidMessage: 400,
+}
+
+_MAX_LIMIT = 200
+#: Headers on every page: nothing from elsewhere, in no frame of others.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; "
+    "img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # a room's link is what lets people in
+    "Cache-Control": "no-cache",
+}
+
+Seats = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+Name = Annotated[str, msgspec.Meta(max_length=64)]
+Password = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class CreateRoom(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /api/rooms``."""
+
+    id: str | None = None
+    max_players: Seats | None = None
+    min_players: Seats | None = None
+    metadata: dict[str, Any] = {}
+    private: bool = False
+    password: Password | None = None
+    lifecycle: str | None = None
+
+
+class JoinRoom(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /api/rooms/{id}/join``."""
+
+    player_id: str | None = None
+    name: Name | None = None
+    password: Password | None = None
+
+
+class JoinOrCreate(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of ``POST /api/rooms/join-or-create``."""
+
+    player_id: str | None = None
+    name: Name | None = None
+    max_players: Seats | None = None
+    min_players: Seats | None = None
+    metadata: dict[str, Any] = {}
+
+
+B = TypeVar("B", CreateRoom, JoinRoom, JoinOrCreate)
+
+
+class HttpError(Exception):
+    """An answer other than success."""
+
+    def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = headers or {}
+
+
+class Api:
+    """The WSGI application.
+
+    Thread safety: full; called by the HTTP pool's threads.
+    """
+
+    def __init__(self, server: Server, registry: CollectorRegistry) -> None:
+        self._server = server
+        self._registry = registry
+        self._files = load_files() if server.settings.demo else {}
+        rules = [
+            Rule("/api/rooms", methods=["GET"], endpoint=self._list_rooms),
+            Rule("/api/rooms", methods=["POST"], endpoint=self._create_room),
+            Rule("/api/rooms/join-or-create", methods=["POST"], endpoint=self._join_or_create),
+            Rule("/api/rooms/<room_id>", methods=["GET"], endpoint=self._get_room),
+            Rule("/api/rooms/<room_id>", methods=["DELETE"], endpoint=self._delete_room),
+            Rule("/api/rooms/<room_id>/join", methods=["POST"], endpoint=self._join_room),
+            Rule("/healthz", methods=["GET"], endpoint=self._healthz),
+            Rule("/readyz", methods=["GET"], endpoint=self._readyz),
+            Rule("/metrics", methods=["GET"], endpoint=self._metrics),
+            Rule("/debug/rooms", methods=["GET"], endpoint=self._debug_rooms),
+            Rule("/ws", methods=["GET"], endpoint=self._upgrade_wanted),
+        ]
+        rules += [Rule(path, methods=["GET"], endpoint=self._file) for path in self._files]
+        self._map = Map(rules, strict_slashes=False)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """See PEP 3333."""
+        request = Request(environ)
+        return self._answer(request)(environ, start_response)
+
+    def _answer(self, request: Request) -> Response:
+        try:
+            endpoint, arguments = self._map.bind_to_environ(request.environ).match()
+            if request.method in ("POST", "DELETE"):
+                self._check_writer(request)
+            response: Response = endpoint(request, **arguments)
+            return response
+        except HttpError as error:
+            return _error(error.status, error.code, str(error), error.headers)
+        except HandshakeRefused as error:
+            return _error(error.status, error.code, str(error))
+        except RoomkitError as error:
+            headers = {"Retry-After": "1"} if isinstance(error, RoomBusy | ShuttingDown) else {}
+            return _error(_STATUS.get(type(error), 400), error.code, str(error), headers)
+        except HTTPException as error:
+            status = error.code or 500
+            code = (error.name or "error").lower().replace(" ", "_")
+            response = _error(status, code, error.description or error.name)
+            for name, value in error.get_headers(request.environ):
+                if name.lower() in ("allow", "location"):
+                    response.headers[name] = value
+            return response
+
+    def _check_writer(self, request: Request) -> None:
+        """No other site's page may act for its visitor."""
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        check_origin(headers, self._server.listener.origins)
+        if request.method == "POST" and request.mimetype != "application/json" and request.content_length:
+            raise HttpError(415, "unsupported_media_type", "the body must be application/json")
+
+    # Rooms.
+
+    def _list_rooms(self, request: Request) -> Response:
+        known = {"status", "has_space", "limit", "cursor", "sort"}
+        for name in request.args:
+            if name not in known and not name.startswith("metadata."):
+                raise InvalidMessage(f"unknown parameter {name[:64]!r}")
+        has_space = request.args.get("has_space")
+        if has_space not in (None, "true", "false"):
+            raise InvalidMessage("has_space must be true or false")
+        limit = request.args.get("limit", "50")
+        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= _MAX_LIMIT):
+            raise InvalidMessage(f"limit must be a whole number from 1 to {_MAX_LIMIT}")
+        status = request.args.get("status")
+        page = self._server.rooms.list_rooms(
+            status=status.split(",") if status else None,
+            has_space=None if has_space is None else has_space == "true",
+            metadata={k.removeprefix("metadata."): v for k, v in request.args.items() if k.startswith("metadata.")},
+            sort=request.args.get("sort", "created_at"),
+            limit=int(limit),
+            cursor=request.args.get("cursor"),
+        )
+        return _json({"rooms": [summary(state) for state in page], "next_cursor": page.next_cursor})
+
+    def _create_room(self, request: Request) -> Response:
+        body = _body(request, CreateRoom)
+        if body.lifecycle not in (None, self._server.rooms.lifecycle.name):
+            raise InvalidMessage(f"unknown lifecycle {body.lifecycle[:64]!r}")
+        room = self._server.rooms.create_room(
+            body.id,
+            metadata=body.metadata,
+            private=body.private,
+            password=body.password,
+            owner=request.remote_addr,
+            **_seats(body),
+        )
+        return _json(room.get_state().to_dict(), 201, {"Location": f"/api/rooms/{room.id}"})
+
+    def _get_room(self, request: Request, room_id: str) -> Response:
+        return _json(self._server.rooms.get_room(room_id).get_state().to_dict())
+
+    def _delete_room(self, request: Request, room_id: str) -> Response:
+        self._check_admin(request)
+        self._server.rooms.remove_room(room_id, "removed by an administrator")
+        return Response(status=204)
+
+    def _join_room(self, request: Request, room_id: str) -> Response:
+        body = _body(request, JoinRoom)
+        if self._server.rooms.is_shut_down:
+            raise ShuttingDown("the server is shutting down")
+        room = self._server.rooms.get_room(room_id)
+        joined = room.join(body.player_id or new_short_id(), name=body.name, password=body.password)
+        return _json({"room": joined.state.to_dict(), "player_id": joined.player.id, "token": joined.player.token})
+
+    def _join_or_create(self, request: Request) -> Response:
+        body = _body(request, JoinOrCreate)
+        before = self._server.tally.get("rooms_created")
+        room, player = self._server.rooms.join_or_create(
+            body.player_id or new_short_id(),
+            body.name,
+            metadata=body.metadata,
+            reserve=True,
+            owner=request.remote_addr,
+            **_seats(body),
+        )
+        state = room.get_state()
+        made = len(state.players) == 1 and self._server.tally.get("rooms_created") > before
+        data = {"room": state.to_dict(), "player_id": player.id, "token": player.token}
+        return _json(data, 201 if made else 200)
+
+    # Health and insight.
+
+    def _healthz(self, request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    def _readyz(self, request: Request) -> Response:
+        ready = self._server.ready
+        return _json({"status": "ready" if ready else "draining"}, 200 if ready else 503)
+
+    def _metrics(self, request: Request) -> Response:
+        self._check_admin(request)
+        return Response(generate_latest(self._registry), content_type=CONTENT_TYPE_LATEST)
+
+    def _debug_rooms(self, request: Request) -> Response:
+        self._check_admin(request)
+        stats = self._server.rooms.stats()
+        listener = self._server.listener
+        stats["connections"] = listener.connection_count
+        stats["websockets"] = listener.websocket_count
+        stats["limited"] = self._server.tally.by_label("limited")
+        stats["time"] = rfc3339(self._server.wall_clock())
+        return _json(stats)
+
+    def _check_admin(self, request: Request) -> None:
+        """Loopback or the admin token; a request that a proxy passed on is not loopback, wherever the proxy is."""
+        token = self._server.settings.admin_token
+        given = request.headers.get("Authorization", "")
+        if token is not None and hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            return
+        if is_local(request):
+            return
+        if token is None:
+            raise HttpError(403, "forbidden", "only from this machine, unless an admin token is set")
+        raise HttpError(401, "unauthorized", "needs the admin token", {"WWW-Authenticate": "Bearer"})
+
+    def _upgrade_wanted(self, request: Request) -> Response:
+        raise HttpError(426, "upgrade_required", "this address is for WebSockets", {"Upgrade": "websocket"})
+
+    def _file(self, request: Request) -> Response:
+        path = request.path.rstrip("/") or "/"
+        content, mimetype, etag = self._files[path]
+        response = Response(content, content_type=mimetype)
+        response.headers.update(_PAGE_HEADERS)
+        response.set_etag(etag)
+        return response.make_conditional(request)
+
+
+def load_files() -> dict[str, tuple[bytes, str, str]]:
+    """URL path -> (content, type, etag) of the demo and the JavaScript client: a fixed list, read once."""
+    found: dict[str, tuple[bytes, str, str]] = {}
+    for package_dir, prefix in (("web", "/demo/"), ("client", "/client/")):
+        for entry in resources.files("roomkit").joinpath(package_dir).iterdir():
+            if entry.is_file() and entry.name.endswith((".html", ".js", ".css", ".svg", ".png", ".ts")):
+                content = entry.read_bytes()
+                mimetype = mimetypes.guess_type(entry.name)[0] or "text/plain"
+                if entry.name.endswith(".js"):
+                    mimetype = "text/javascript"
+                elif entry.name.endswith(".ts"):
+                    mimetype = "text/plain"
+                if mimetype.startswith("text/"):
+                    mimetype += "; charset=utf-8"
+                url = "/" if entry.name == "index.html" and prefix == "/demo/" else prefix + entry.name
+                found[url] = (content, mimetype, f"{zlib.crc32(content):08x}-{len(content)}")
+    return found
+
+
+def is_local(request: Request) -> bool:
+    """Whether a request comes from this machine and was meant for it: no proxy in between, no rebound host name."""
+    headers = request.headers
+    if any(name in headers for name in ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")):
+        return False
+    host = request.host.rsplit(":", 1)[0].strip("[]")
+    return _is_loopback(request.remote_addr or "") and (host == "localhost" or _is_loopback(host))
+
+
+def _is_loopback(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).is_loopback
+    except ValueError:
+        return False
+
+
+def summary(state: RoomState) -> dict[str, Any]:
+    """A room in a listing."""
+    return {
+        "id": state.id,
+        "status": str(state.status),
+        "player_count": len(state.players),
+        "max_players": state.max_players,
+        "host": state.host,
+        "song_id": state.song_id,
+        "locked": state.locked,
+        "has_password": state.has_password,
+        "metadata": dict(state.metadata),
+        "created_at": rfc3339(state.created_at),
+    }
+
+
+def _seats(body: CreateRoom | JoinOrCreate) -> dict[str, Any]:
+    wanted = {"max_players": body.max_players, "min_players": body.min_players}
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _body(request: Request, kind: type[B]) -> B:
+    data = request.get_data()
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise InvalidMessage("nested too deeply" if isinstance(error, RecursionError) else str(error)) from None
+
+
+def _json(data: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    response = Response(encode_json(data), status=status, content_type="application/json")
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.update(headers or {})
+    return response
+
+
+def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+    return _json({"error": {"code": code, "message": message}}, status, headers)

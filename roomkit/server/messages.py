@@ -1,0 +1,169 @@
+"""The messages a client may send, as types: what does not fit them is refused here, once, for everybody."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Union
+
+import msgspec
+
+from roomkit.core.state import MAX_SONG_ID_LENGTH
+from roomkit.errors import InvalidMessage
+
+MessageId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+PlayerId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
+Key = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+ShortText = Annotated[str, msgspec.Meta(max_length=256)]
+
+
+class _Data(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Nothing(_Data, frozen=True):
+    pass
+
+
+class ReadyData(_Data, frozen=True):
+    ready: bool = True
+
+
+class SongData(_Data, frozen=True):
+    song_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_SONG_ID_LENGTH)]
+
+
+class SettingsData(_Data, frozen=True):
+    settings: dict[str, Any]
+
+
+class FinishData(_Data, frozen=True):
+    results: dict[str, Any] | None = None
+
+
+class PerformData(_Data, frozen=True):
+    operation: Key
+    data: dict[str, Any] = {}
+
+
+class KickData(_Data, frozen=True):
+    player_id: PlayerId
+    ban: bool = False
+
+
+class LockData(_Data, frozen=True):
+    locked: bool = True
+
+
+class CloseData(_Data, frozen=True):
+    reason: ShortText = "closed by the host"
+
+
+class StateData(_Data, frozen=True):
+    after: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
+    id: MessageId | None = None
+
+
+class Ready(_Message, frozen=True, tag="ready"):
+    data: ReadyData = ReadyData()
+
+
+class SelectSong(_Message, frozen=True, tag="select_song"):
+    data: SongData
+
+
+class UpdateSettings(_Message, frozen=True, tag="update_settings"):
+    data: SettingsData
+
+
+class StartGame(_Message, frozen=True, tag="start_game"):
+    data: Nothing = Nothing()
+
+
+class FinishGame(_Message, frozen=True, tag="finish_game"):
+    data: FinishData = FinishData()
+
+
+class Rematch(_Message, frozen=True, tag="rematch"):
+    data: Nothing = Nothing()
+
+
+class Relay(_Message, frozen=True, tag="message"):
+    data: dict[str, Any]
+    key: Key | None = None
+
+
+class Perform(_Message, frozen=True, tag="perform"):
+    data: PerformData
+
+
+class Kick(_Message, frozen=True, tag="kick"):
+    data: KickData
+
+
+class Lock(_Message, frozen=True, tag="lock"):
+    data: LockData = LockData()
+
+
+class Close(_Message, frozen=True, tag="close"):
+    data: CloseData = CloseData()
+
+
+class Leave(_Message, frozen=True, tag="leave"):
+    data: Nothing = Nothing()
+
+
+class State(_Message, frozen=True, tag="state"):
+    data: StateData = StateData()
+
+
+class Ping(_Message, frozen=True, tag="ping"):
+    data: Nothing = Nothing()
+
+
+ClientMessage = Union[
+    Ready,
+    SelectSong,
+    UpdateSettings,
+    StartGame,
+    FinishGame,
+    Rematch,
+    Relay,
+    Perform,
+    Kick,
+    Lock,
+    Close,
+    Leave,
+    State,
+    Ping,
+]
+
+_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
+_decode = _decoder.decode
+
+
+class _OnlyId(msgspec.Struct):
+    id: MessageId | None = None
+
+
+_decode_id = msgspec.json.Decoder(_OnlyId).decode
+
+
+def decode_message(text: str | bytes) -> ClientMessage:
+    """Read one message.
+
+    Raises:
+        InvalidMessage: not JSON, or not one of the declared types; with ``message_id`` set where one could be read.
+    """
+    try:
+        return _decode(text)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        try:
+            message_id = _decode_id(text).id
+        except (msgspec.DecodeError, RecursionError, ValueError):
+            message_id = None
+        sentence = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        refusal = InvalidMessage(sentence)
+        refusal.message_id = message_id
+        raise refusal from None

@@ -1,0 +1,388 @@
+"""A WebSocket connection on the reactor: wsproto for the protocol, bounds around it, one session behind it.
+
+wsproto (RFC 6455, RFC 7692) has no limit on the size of a message, the number of its fragments or what it inflates to;
+those are checked here. Frames that carry a room's events are made by the room once for everybody; wsproto frames only what
+is for one connection alone where compression is on, and the control frames.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from wsproto.connection import Connection as WsConnection
+from wsproto.connection import ConnectionState, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Message, Ping, Pong, TextMessage
+from wsproto.extensions import Extension, PerMessageDeflate
+from wsproto.frame_protocol import CloseReason, FrameDecoder, FrameProtocol
+from wsproto.utilities import LocalProtocolError
+
+from roomkit.delivery import Batch, text_frame
+from roomkit.errors import CLOSE
+from roomkit.server.reactor import READ, WRITE, Reactor
+from roomkit.server.sockets import SocketHandler
+
+if TYPE_CHECKING:
+    from roomkit.server.listener import WebSocketServer
+
+log = logging.getLogger("roomkit.websocket")
+
+_ABNORMAL = 1006  # RFC 6455, section 7.1.5: no close frame was seen
+_NO_STATUS = 1005
+
+
+class Session(Protocol):
+    """What a connection does with what it receives. Every method is called by the connection's I/O thread: be quick.
+
+    An exception is logged and closes the connection with 1011.
+    """
+
+    def on_open(self, connection: WebSocketConnection) -> None:
+        """The handshake is done; ``connection`` may be kept, its methods are for this thread."""
+
+    def on_message(self, message: str | bytes) -> None:
+        """A whole message: text as str, binary as bytes."""
+
+    def on_close(self, code: int, reason: str) -> None:
+        """The connection is gone; called once, and nothing after it. 1006: without a close frame."""
+
+
+class BoundedDeflate(PerMessageDeflate):
+    """permessage-deflate (RFC 7692) that never inflates a message past ``limit`` bytes (0: no bound)."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+        self._inflated = 0
+
+    def frame_inbound_payload_data(self, proto: FrameDecoder | FrameProtocol, data: bytes) -> bytes | CloseReason:
+        decompressor = self._decompressor
+        if not self._limit or not self._inbound_compressed or not self._inbound_is_compressible or decompressor is None:
+            return super().frame_inbound_payload_data(proto, data)
+        try:
+            inflated = decompressor.decompress(bytes(data), self._limit + 1 - self._inflated)
+        except Exception:  # zlib.error
+            return CloseReason.INVALID_FRAME_PAYLOAD_DATA
+        self._inflated += len(inflated)
+        if decompressor.unconsumed_tail or self._inflated > self._limit:
+            return CloseReason.MESSAGE_TOO_BIG
+        return inflated
+
+    def frame_inbound_complete(self, proto: FrameDecoder | FrameProtocol, fin: bool) -> bytes | CloseReason | None:
+        if fin and self._inbound_is_compressible:
+            self._inflated = 0
+        return super().frame_inbound_complete(proto, fin)
+
+
+class WebSocketConnection(SocketHandler):
+    """One open WebSocket. It is also a room's ``Connection`` (``deliver``, ``close``).
+
+    Thread safety: none; its reactor's thread only.
+    """
+
+    __slots__ = (
+        "_close_at",
+        "_close_code",
+        "_close_reason",
+        "_close_sent",
+        "_compressed",
+        "_debt",
+        "_fragments",
+        "_frame_left",
+        "_parts",
+        "_pinged_at",
+        "_received",
+        "_replies",
+        "_tokens_at",
+        "_ws",
+        "heard_at",
+        "session",
+    )
+
+    def __init__(
+        self,
+        hub: WebSocketServer,
+        reactor: Reactor,
+        sock: socket.socket,
+        address: str,
+        session: Session,
+        extensions: Sequence[Extension] = (),
+    ) -> None:
+        super().__init__(hub, reactor, sock, address)
+        self.session = session
+        self._ws = WsConnection(ConnectionType.SERVER, list(extensions))
+        self._compressed = bool(extensions)
+        self._replies: list[bytes] = []  # answers to this connection's own messages: after the rooms' events
+        # The message that is being received.
+        self._parts: list[Any] = []
+        self._received = 0
+        self._fragments = 0
+        # Closing: what the peer or we said; when to give up waiting for the rest of the closing handshake.
+        self._close_code: int | None = None
+        self._close_reason = ""
+        self._close_sent = False
+        self._close_at = 0.0
+        self._frame_left = 0  # bytes until the end of the frame of which a part was written
+        self.heard_at = reactor.now
+        self._pinged_at = 0.0
+        # A token bucket as one number: how many messages more were sent than the rate allows, at _tokens_at.
+        self._debt = 0.0
+        self._tokens_at = reactor.now
+
+    def open(self, first: bytes, received: bytes) -> None:
+        """Begin: ``first`` is the handshake's answer, ``received`` what came behind the request."""
+        self.write(first)
+        self._schedule()
+        try:
+            self.session.on_open(self)
+            if received:
+                self._receive(received)
+        except Exception:
+            self._session_failed()
+
+    # Sending.
+
+    def deliver(self, batch: Batch) -> None:
+        """See roomkit.delivery.Connection."""
+        if self._close_code is not None:
+            return
+        if self._compressed:
+            for message in batch.messages:
+                self.write(self._ws.send(TextMessage(message.decode())), 1)
+        else:
+            self.write(batch.frames, len(batch.messages))
+
+    def send(self, message: str | bytes) -> None:
+        """Send one message of the session's own: text or binary."""
+        if self._close_code is not None:
+            return
+        if isinstance(message, str) and not self._compressed:
+            self._replies.append(text_frame(message.encode()))
+        else:
+            event: Message[Any] = TextMessage(message) if isinstance(message, str) else BytesMessage(message)
+            self._replies.append(bytes(self._ws.send(event)))
+        self.mark_dirty()
+
+    def reply(self, payload: bytes) -> None:
+        """Send one text message that is encoded already; at the end of the turn, behind what the rooms deliver."""
+        if self._close_code is not None and self._close_sent:
+            return
+        self._replies.append(self._ws.send(TextMessage(payload.decode())) if self._compressed else text_frame(payload))
+        self.mark_dirty()
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Close: after what is to be sent in this turn, with a close frame. Does nothing when it is closing already."""
+        if self._close_code is not None or not self.alive:
+            return
+        self._close_code = code
+        self._close_reason = reason
+        self.mark_dirty()
+
+    def flush(self) -> None:
+        """See reactor.Handler."""
+        if not self.alive:
+            return
+        if self._replies:
+            replies, self._replies = self._replies, []
+            self.write(b"".join(replies), len(replies))
+        if self._close_code is not None and not self._close_sent:
+            self._send_close()
+        super().flush()
+
+    def _send_close(self) -> None:
+        self._close_sent = True
+        try:
+            self.write(bytes(self._ws.send(CloseConnection(self._close_code or _NO_STATUS, self._close_reason))))
+        except LocalProtocolError:  # the peer's violation has ended wsproto's side: nothing can be framed any more
+            self._closing = True
+        if self._ws.state is ConnectionState.CLOSED:
+            self._closing = True
+        self._close_at = self.reactor.now + (self.hub.limits.close_timeout or 0.001)
+        self.reactor.set_deadline(self, self._close_at)
+
+    def on_flushed(self) -> None:
+        """The closing handshake is done: the server closes TCP first (RFC 6455, section 7.1.1)."""
+        self.lost()
+
+    def _on_partial(self, data: bytes, sent: int) -> None:
+        at = self._frame_left
+        while at < sent:
+            at += _frame_length(data, at)
+        self._frame_left = at - sent
+
+    def on_stalled(self) -> None:
+        """The outbox is bounded: past the bound this connection, and nobody else, pays."""
+        limits = self.hub.limits
+        if self._close_code is None and (
+            (limits.outbox_bytes and self.pending_bytes > limits.outbox_bytes)
+            or (limits.outbox_messages and sum(self._counts) > limits.outbox_messages)
+        ):
+            self._too_slow("the outbox is full")
+
+    def _too_slow(self, why: str) -> None:
+        self.hub.tally.add("slow_connections")
+        rest = b"".join(self._chunks)[: self._frame_left]  # only the end of the frame that was begun
+        self._chunks[:] = [rest] if rest else []
+        self._counts[:] = [0] if rest else []
+        self.pending_bytes = len(rest)
+        self._replies.clear()
+        self.close(CLOSE["too_slow"], f"{why}: read faster, come back and resume")
+        if self._stalled_at:
+            self._send_close()
+            self._closing = True  # nobody who does not read answers a close frame
+
+    # Receiving.
+
+    def on_io(self, mask: int) -> None:
+        """See reactor.Handler."""
+        if mask & WRITE:
+            self.mark_dirty()
+        if mask & READ:
+            data = self.receive()
+            if data is not None:
+                self.heard_at = self.reactor.now
+                self.hub.bytes_received += len(data)
+                if not self._closing:
+                    try:
+                        self._receive(data)
+                    except Exception:
+                        self._session_failed()
+
+    def _session_failed(self) -> None:
+        log.exception("a session failed; its connection is closed")
+        self.hub.tally.add("session_errors")
+        self.close(CLOSE["internal_error"], "the server failed on this message")
+
+    def _receive(self, data: bytes) -> None:
+        ws = self._ws
+        if ws.state is ConnectionState.REMOTE_CLOSING or ws.state is ConnectionState.CLOSED:
+            return
+        ws.receive_data(data)
+        for event in ws.events():
+            if isinstance(event, TextMessage | BytesMessage):
+                if self._close_code is None:
+                    self._on_data(event)
+            elif isinstance(event, Ping):
+                if self._close_code is None and self.spend():
+                    self._replies.append(bytes(ws.send(Pong(bytes(event.payload)))))
+                    self.mark_dirty()
+            elif isinstance(event, Pong):
+                self.spend()
+            elif isinstance(event, CloseConnection):
+                self._on_close_frame(event)
+                return
+            if not self.alive:
+                return
+
+    def _on_data(self, event: Message[Any]) -> None:
+        limits = self.hub.limits
+        data = event.data
+        if event.frame_finished:
+            self._fragments += 1
+        self._received += len(data) if not isinstance(data, str) or data.isascii() else len(data.encode())
+        if limits.max_message_size and self._received > limits.max_message_size:
+            self.hub.tally.add("limited", "message_size")
+            self.close(CLOSE["too_big"], f"a message has at most {limits.max_message_size} bytes")
+            return
+        if limits.max_fragments and self._fragments > limits.max_fragments:
+            self.hub.tally.add("limited", "fragments")
+            self.close(CLOSE["too_big"], f"a message has at most {limits.max_fragments} fragments")
+            return
+        if not event.message_finished:
+            if data:
+                self._parts.append(data)
+            return
+        if self._parts:
+            self._parts.append(data)
+            data = ("" if isinstance(data, str) else b"").join(self._parts)
+            self._parts = []
+        self._received = self._fragments = 0
+        self.session.on_message(data if isinstance(data, str) else bytes(data))
+
+    def _on_close_frame(self, event: CloseConnection) -> None:
+        code = int(event.code) if event.code is not None else _NO_STATUS
+        if self._ws.state in (ConnectionState.REMOTE_CLOSING, ConnectionState.CLOSED):
+            # The peer's close frame: answer with its code, or our own closing handshake is complete.
+            if self._close_code is None:
+                self._close_code, self._close_reason = code, event.reason or ""
+            self.mark_dirty()
+            if self._close_sent:
+                self._closing = True
+        elif self._close_code is None:  # a violation: wsproto says which
+            self.hub.tally.add("protocol_errors")
+            self._close_code, self._close_reason = code, (event.reason or "")[:100]
+            self.mark_dirty()
+
+    def spend(self) -> bool:
+        """Account for one message; False: over the rate, and past twice the burst the connection is closed (4529)."""
+        limits = self.hub.limits
+        rate = limits.message_rate
+        if not rate:
+            return True
+        now = self.reactor.now
+        debt = self._debt - (now - self._tokens_at) * rate
+        self._tokens_at = now
+        self._debt = debt = 1.0 if debt < 0.0 else debt + 1.0
+        if debt <= limits.message_burst:
+            return True
+        self.hub.tally.add("limited", "message_rate")
+        if debt > 2 * limits.message_burst + 1:
+            self.close(CLOSE["over_limit"], f"more than {rate:g} messages a second")
+        return False
+
+    # Time.
+
+    def _schedule(self) -> None:
+        limits = self.hub.limits
+        deadlines = []
+        if self._close_sent:
+            deadlines.append(self._close_at)
+        else:
+            if limits.pong_timeout:
+                deadlines.append(self.heard_at + limits.pong_timeout)
+            if limits.ping_interval:
+                deadlines.append(max(self.heard_at, self._pinged_at) + limits.ping_interval)
+        if self._stalled_at and limits.write_timeout:
+            deadlines.append(self._stalled_at + limits.write_timeout)
+        if deadlines:
+            self.reactor.set_deadline(self, min(deadlines))
+
+    def on_deadline(self, now: float) -> None:
+        """See reactor.Handler."""
+        limits = self.hub.limits
+        if self._close_sent:
+            if now >= self._close_at:
+                self.lost()
+                return
+        elif self.write_stalled(now):
+            self._too_slow(f"a write stalled for {limits.write_timeout:g} s")
+            self.mark_dirty()
+        elif limits.pong_timeout and now >= self.heard_at + limits.pong_timeout:
+            # What we sent ourselves is no sign of the client's life; neither is what the kernel took.
+            self.hub.tally.add("heartbeats_lost")
+            self.close(CLOSE["heartbeat_lost"], f"nothing was heard for {limits.pong_timeout:g} s")
+        elif limits.ping_interval and now >= max(self.heard_at, self._pinged_at) + limits.ping_interval:
+            self._pinged_at = now
+            self.write(bytes(self._ws.send(Ping())))
+        self._schedule()
+
+    def on_lost(self) -> None:
+        """See SocketHandler."""
+        code = self._close_code if self._close_code is not None else _ABNORMAL
+        try:
+            self.session.on_close(code, self._close_reason)
+        except Exception:
+            log.exception("a session failed to close")
+            self.hub.tally.add("session_errors")
+
+
+def _frame_length(data: bytes, at: int) -> int:
+    """Length of the unmasked frame at ``at`` (RFC 6455, section 5.2), header included."""
+    short = data[at + 1] & 127
+    if short < 126:
+        return 2 + short
+    if short == 126:
+        return 4 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 10 + int.from_bytes(data[at + 2 : at + 10], "big")
