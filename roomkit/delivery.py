@@ -65,14 +65,19 @@ class Connection(Protocol):
 
 
 class Link:
-    """A player's place in a room's delivery: its connection, and the last event that it has without delivery."""
+    """A player's place in a room's delivery: its connection, and the last event that it has.
 
-    __slots__ = ("after_seq", "connection", "player_id")
+    ``after_seq`` is at first that of the welcome's state; from then on only the broadcaster's thread moves it.
+    ``ended``: its connection was closed by the room and gets nothing more; only the broadcaster's thread looks at it.
+    """
+
+    __slots__ = ("after_seq", "connection", "ended", "player_id")
 
     def __init__(self, player_id: str, connection: Connection, after_seq: int) -> None:
         self.player_id = player_id
         self.connection = connection
         self.after_seq = after_seq
+        self.ended = False
 
 
 class SendTo(NamedTuple):
@@ -91,7 +96,7 @@ class CloseLink(NamedTuple):
 
 
 class CloseAll(NamedTuple):
-    """Control item: close every connection and end every subscription; nothing follows."""
+    """Control item: close every connection and end every subscription; no event follows."""
 
     code: int
     reason: str
@@ -124,8 +129,8 @@ class Subscription:
     """An in-process listener: ``callback(event)`` in seq order, on a thread of its own, never on an I/O thread.
 
     Its outbox is bounded like a slow connection's: past ``limit`` waiting events newer droppable and critical ones alike
-    are left out, counted, and announced by a ``gap`` event before the next one. A callback that raises is logged and
-    counted. Neither touches anybody else.
+    are left out, counted, and announced by a ``gap`` event after those that waited. A callback that raises is logged
+    and counted. Neither touches anybody else.
 
     Monitor: ``_lock`` guards ``_outbox`` and the gap; the callback runs without it.
 
@@ -144,6 +149,7 @@ class Subscription:
         self._outbox: list[Event] = []
         self._gap_after = 0
         self._gap_types: Counter[str] | None = None
+        self._gap_timestamp = ""
         self.dropped = 0
         self.errors = 0
         self._ended = False
@@ -159,22 +165,32 @@ class Subscription:
                 if event.seq and event.seq <= self.after_seq:
                     continue
                 if len(self._outbox) >= self._limit and event.type != "room_closed":
-                    lost += 1
-                    if self._gap_types is None:
-                        self._gap_types = Counter()
-                        self._gap_after = event.seq - 1
-                    self._gap_types[event.type] += 1
+                    lost += self._note_lost_locked(event)
                     continue
-                if self._gap_types is not None:
-                    self._outbox.append(gap_event(self._gap_after, dict(self._gap_types), event.timestamp))
-                    self._gap_types = None
+                self._tell_gap_locked()
                 self._outbox.append(event)
             self.dropped += lost
         self._worker.wake()
         return lost
 
+    def _note_lost_locked(self, event: Event) -> int:
+        """Have the next gap notice tell of ``event``; a notice that has no place itself hands on what it told."""
+        told = event.type == "gap"
+        if self._gap_types is None:
+            self._gap_types = Counter()
+            self._gap_after = event.data["after"] if told else event.seq - 1
+        self._gap_types.update(event.data["types"] if told else (event.type,))
+        self._gap_timestamp = event.timestamp
+        return 0 if told else 1  # the room has counted those already
+
+    def _tell_gap_locked(self) -> None:
+        if self._gap_types is not None:
+            self._outbox.append(gap_event(self._gap_after, dict(self._gap_types), self._gap_timestamp))
+            self._gap_types = None
+
     def _run(self) -> None:
         with self._lock:
+            self._tell_gap_locked()  # what was left out came after everything in the outbox
             events, self._outbox = self._outbox, []
         for event in events:
             if self._ended:
@@ -196,6 +212,10 @@ class Subscription:
     def stop(self, timeout: float = 0.0) -> bool:
         """:meth:`request_stop`, and wait at most ``timeout`` seconds for a callback that runs; False if it still does."""
         self._ended = True
+        return self._worker.stop(timeout)
+
+    def join(self, timeout: float) -> bool:
+        """After :meth:`finish`: wait at most ``timeout`` seconds for the last callback; False if it still runs."""
         return self._worker.stop(timeout)
 
     def finish(self) -> None:

@@ -152,11 +152,37 @@ class RoomManager:
         Raises:
             RoomExists, LimitExceeded, ShuttingDown, InvalidId, InvalidConfig, InvalidMessage (metadata): nothing was made.
         """
+        room = self._make_room(
+            room_id,
+            config=config,
+            lifecycle=lifecycle,
+            metadata=metadata,
+            private=private,
+            password=password,
+            owner=owner,
+            **options,
+        )
+        self._admit(room, owner)
+        return room
+
+    def _make_room(
+        self,
+        room_id: str | None = None,
+        *,
+        config: RoomConfig | None = None,
+        lifecycle: Lifecycle | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        private: bool = False,
+        password: str | None = None,
+        owner: str | None = None,
+        **options: Any,
+    ) -> Room:
+        """A room that nobody can find until :meth:`_admit`; left alone it is gone without a trace."""
         if room_id is not None:
             check_id(room_id, "a room id")
         base = config if config is not None else self.config
         if (
-            "max_players" in options
+            isinstance(options.get("max_players"), int)
             and "min_players" not in options
             and (base.min_players or 0) > options["max_players"]
         ):
@@ -165,7 +191,7 @@ class RoomManager:
         if password is not None and (not isinstance(password, str) or not 1 <= len(password) <= 256):
             raise InvalidMessage("a password is text of 1 to 256 characters")
         self._check_limits(room_id, owner)
-        room = Room(
+        return Room(
             room_id if room_id is not None else self._new_room_id(),
             settled,
             lifecycle=lifecycle if lifecycle is not None else self.lifecycle,
@@ -175,6 +201,9 @@ class RoomManager:
             runtime=self._runtime,
             broadcaster=self._broadcaster,
         )
+
+    def _admit(self, room: Room, owner: str | None) -> None:
+        """Let a new room be found. RoomExists, LimitExceeded, ShuttingDown: it was not."""
         deadline = room.next_deadline()
         with self._lock:
             self._check_limits_locked(room.id, owner)
@@ -187,7 +216,6 @@ class RoomManager:
         self.tally.add("rooms_created")
         if reaper is not None:
             reaper.wake()
-        return room
 
     def _check_limits(self, room_id: str | None, owner: str | None) -> None:
         with self._lock:
@@ -243,8 +271,10 @@ class RoomManager:
             limit: at most so many; the page then has ``next_cursor``, which continues it even when rooms come and go.
 
         Raises:
-            InvalidMessage: an unknown sort or a broken cursor.
+            InvalidMessage: an unknown sort, a negative limit, or a cursor that a listing with this sort did not give.
         """
+        if limit is not None and limit < 0:
+            raise InvalidMessage(f"limit is not negative (got {limit})")
         descending = sort.startswith("-")
         key = _SORTS.get(sort.removeprefix("-"))
         if key is None:
@@ -262,11 +292,11 @@ class RoomManager:
                 found.append((key(state), state.id, state))
         found.sort(key=lambda row: row[:2], reverse=descending)
         if cursor is not None:
-            after = _read_cursor(cursor)
-            found = [row for row in found if (list(row[:2]) < after if descending else list(row[:2]) > after)]
+            after = _read_cursor(cursor, sort)
+            found = [row for row in found if (row[:2] < after if descending else row[:2] > after)]
         page = RoomPage(row[2] for row in (found if limit is None else found[:limit]))
         if limit is not None and len(found) > limit > 0:
-            page.next_cursor = _write_cursor(found[limit - 1][:2])
+            page.next_cursor = _write_cursor(sort, found[limit - 1][:2])
         return page
 
     def join_or_create(
@@ -310,17 +340,22 @@ class RoomManager:
                 raise
             except RoomkitError:  # it filled up, closed or locked in the meantime: the next one
                 continue
-        room = self.create_room(metadata=metadata, **options)
-        return room, self._seat(room, player_id, name, reserve)
+        owner = options.get("owner")
+        room = self._make_room(metadata=metadata, **options)
+        player = self._seat(room, player_id, name, reserve)  # before anybody else can find it
+        self._admit(room, owner)
+        return room, player
 
     @staticmethod
     def _seat(room: Room, player_id: str, name: str | None, reserve: bool) -> Player:
-        return room.join(player_id, name=name).player if reserve else room.add_player(player_id, name)
+        if reserve:
+            return room.join(player_id, name=name, password=room.password).player
+        return room.add_player(player_id, name)
 
     def transfer(self, room: Room, player_id: str | None = None, *, new_room_id: str | None = None) -> Room:
-        """Seat everybody of ``room`` in a new one with the same bounds, settings and tokens (a rematch).
+        """Seat everybody of ``room`` in a new one with the same bounds, settings, bans and tokens (a rematch).
 
-        Those who are connected get ``room_transferred``; the old room then closes. Seats that nobody takes again are
+        Those who are connected get ``room_transferred``; with it the old room closes. Seats that nobody takes again are
         given up after ``reconnect_grace``. The host stays host.
 
         Raises:
@@ -328,10 +363,10 @@ class RoomManager:
             room is as it was and no new one is left.
         """
         with room.reading() as state:
-            seats = room.seats_locked()
+            seats, bans = room.seats_locked(), room.bans_locked()
         with self._lock:
             owner = self._owners.get(room.id)
-        new = self.create_room(
+        new = self._make_room(
             new_room_id,
             config=room.config,
             lifecycle=room.lifecycle,
@@ -340,17 +375,17 @@ class RoomManager:
             password=room.password,
             owner=owner,
         )
+        # All of this before anybody else can find the room, so that no stranger takes a seat.
+        for seat in sorted(seats, key=lambda seat: seat.id != state.host):  # stable: the host first, then the rest
+            new.seat_again(seat)
+        new.inherit(state, bans)
+        self._admit(new, owner)
         try:
-            for seat in sorted(seats, key=lambda seat: seat.id != state.host):  # stable: the host first, then the rest
-                new.seat_again(seat)
-            if state.settings:
-                new.update_settings(None, dict(state.settings))
             room.execute(c.Transfer(player_id, new.id))
         except BaseException:
             new.execute(c.Close(None, "transfer failed", force=True))
             self._remove(new)
             raise
-        room.execute(c.Close(None, "transferred", force=True))
         return new
 
     # Going.
@@ -432,8 +467,7 @@ class RoomManager:
             deadline = self._heap.next_deadline()
         return math.inf if deadline is None else deadline - self._clock()
 
-    def _schedule(self, room: Room) -> None:
-        deadline = room.next_deadline()
+    def _schedule(self, room: Room, deadline: float) -> None:
         with self._lock:
             known = self._heap.get(room.id)
             if known is None or deadline >= known:  # later is found out when it pops
@@ -554,15 +588,16 @@ def _fits(metadata: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool
     return not wanted or all(key in metadata and metadata[key] == value for key, value in wanted.items())
 
 
-def _write_cursor(position: tuple[Any, str]) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode()
+def _write_cursor(sort: str, position: tuple[Any, str]) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode((sort, *position))).decode()
 
 
-def _read_cursor(cursor: str) -> list[Any]:
+def _read_cursor(cursor: str, sort: str) -> tuple[Any, str]:
     try:
-        position = msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode()))
-        if isinstance(position, list) and len(position) == 2 and isinstance(position[1], str):
-            return position
-    except (ValueError, UnicodeError):
+        made_for, value, room_id = msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode()))
+        kind = str if sort.removeprefix("-") == "id" else (int, float)
+        if made_for == sort and isinstance(value, kind) and isinstance(room_id, str):
+            return value, room_id
+    except (AttributeError, TypeError, ValueError):  # UnicodeError and msgspec's are ValueErrors
         pass
     raise InvalidMessage("the cursor is not one that this listing gave")

@@ -17,6 +17,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import get_ident
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -43,7 +45,7 @@ from roomkit.delivery import (
     gap_event,
     welcome_messages,
 )
-from roomkit.errors import CLOSE, InvalidMessage, RoomBusy, RoomkitError
+from roomkit.errors import CLOSE, InvalidMessage, LockUpgradeError, RoomBusy, RoomkitError
 from roomkit.runtime import Runtime
 
 log = logging.getLogger("roomkit.room")
@@ -84,6 +86,7 @@ class Room:
         "__weakref__",
         "_broadcaster",
         "_config",
+        "_drainer",
         "_drop_window",
         "_history",
         "_link_view",
@@ -134,6 +137,8 @@ class Room:
         self._link_view: tuple[Link, ...] = ()
         self._subscriptions: tuple[Subscription, ...] = ()
         self._snapshot: RoomState | None = None
+        # The id of the thread that is in drain(); only ever compared by a thread with its own id.
+        self._drainer: int | None = None
         # For the watermark hook; a race only moves the moment at which it is called.
         self._watermark_passed = False
         self._drop_window = (0, 0)
@@ -252,7 +257,8 @@ class Room:
         Raises:
             InvalidTransition, PlayerNotFound, InvalidMessage (not text of 1 to 256 characters), RoomBusy: nothing changed.
         """
-        self.execute(c.UpdateSettings(player_id, {"song_id": check_song_id(song_id)}, song=True))
+        settings = clean_data({"song_id": check_song_id(song_id)}, "song_id")
+        self.execute(c.UpdateSettings(player_id, settings, song=True))
 
     def update_settings(self, player_id: str | None, settings: Mapping[str, Any]) -> None:
         """Merge into the shared settings (a None removes a key); a change clears all ready flags.
@@ -376,7 +382,9 @@ class Room:
 
         def attach(events: list[Event]) -> None:
             if connection is not None:
-                done.append(self._attach_locked(player_id, connection, epoch, seq, greeting))
+                # A new seat has nothing to recover, whatever an earlier holder of the id knew.
+                known = None if events and events[0].type == "player_joined" else epoch
+                done.append(self._attach_locked(player_id, connection, known, seq, greeting))
             else:
                 done.append(Joined(self._view_with_token_locked(player_id), self._machine.snapshot(), None))
 
@@ -475,7 +483,7 @@ class Room:
 
         try:
             self.execute(c.Disconnect(link.player_id), detach, lambda: self._links.get(link.player_id) is link)
-        except RoomBusy:
+        except (RoomBusy, LockUpgradeError):
             raise
         except RoomkitError:  # replaced or gone in the meantime
             return False
@@ -544,42 +552,49 @@ class Room:
         machine = self._machine
         events: list[Event] = []
         dropped = 0
+        deadline = None
         try:
             writer = self._lock.acquire_write(self._config.busy_timeout)
             try:
                 if unless_changed is None or unless_changed():
                     events = machine.apply(command, runtime.clock(), runtime.wall_clock())
                     if events:
+                        self._snapshot = None  # first: whoever gets an event must not read an older state
                         key = command.key if type(command) is c.SendMessage else None
                         if key is not None:
                             key = (command.player_id, key)  # type: ignore[assignment, union-attr]
                         reserved, dropped = self._publish_locked(events, reserved, key)
-                        self._snapshot = None
                     if then is not None:
                         then(events)
-                        self._snapshot = None
-                deadline_moved, machine.deadline_moved = machine.deadline_moved, False
+                if machine.deadline_moved:
+                    machine.deadline_moved = False
+                    deadline = machine.next_deadline()
             finally:
                 self._lock.release_write(writer)
         finally:
             if reserved > 0:
                 self._queue.release(reserved)
         runtime.tally.add("operations", type(command).__name__)
-        if self._queue.queue:
+        if self._queue.queue or dropped:  # a drop must be announced, even if everything else was delivered by now
             self._broadcaster.wake()
-            if dropped or self._queue.load >= self._config.watermark:
-                self._check_watermark(len(events), dropped)
-        if deadline_moved:
-            runtime.schedule(self)
+            if (dropped or self._queue.load >= self._config.watermark) and not self._broadcaster.is_current():
+                self._check_watermark(len(events), dropped)  # the thread that drains is about to
+        if deadline is not None:
+            runtime.schedule(self, deadline)
         return events
 
     def _reserve(self, count: int) -> int:
         """Set places aside for critical events, before any lock. The thread that drains never waits: it drains."""
-        if not count or not (self._link_view or self._subscriptions):
+        if not (self._link_view or self._subscriptions):
             return 0
         queue = self._queue
+        if queue.load >= self._config.watermark and self._broadcaster.is_current():
+            self.drain()
+        if not count:
+            return 0
         if queue.reserve(count, 0):
             return count
+        self._lock.refuse_upgrade()  # who reads is told so at once, not after waiting for a place
         timeout = self._config.busy_timeout
         if self._broadcaster.is_current():
             self.drain()
@@ -604,8 +619,9 @@ class Room:
                     reserved -= 1
                 elif queue.offer(event, event.seq, kind, key) is None:
                     dropped += 1
-            last = events[-1].type
-            if last == "room_closed":
+            if events[-1].type == "room_closed":
+                # From here on nobody is attached or detached: what is left is the broadcaster's to close.
+                self._links.clear()
                 self._queue.put_control(CloseAll(CLOSE["room_closed"], str(events[-1].data["reason"])[:100]))
                 return reserved, dropped
         for event in events:
@@ -613,7 +629,8 @@ class Room:
                 link = self._links.get(event.data["player_id"])
                 if link is not None:
                     self._detach_locked(link)
-                    self._queue.put_control(SendTo(link, _encoded(events)))
+                    # What is still queued would not reach a link that is no longer in the view.
+                    self._queue.put_control(SendTo(link, _rest_for(link, history.latest(len(history)) or events)))
                     self._queue.put_control(CloseLink(link, *_LEAVE_CODES[event.data["reason"]]))
         return reserved, dropped
 
@@ -634,7 +651,20 @@ class Room:
     # Delivery: only the broadcaster's thread comes here.
 
     def drain(self) -> None:
-        """Deliver everything that is queued. Called by the broadcaster's thread and no other; never blocks."""
+        """Deliver everything that is queued. Called by the broadcaster's thread and no other; never blocks.
+
+        Called again from within (by a connection that operates on the room while it is delivered to) it does nothing:
+        what is queued by then goes out after what is being delivered.
+        """
+        if self._drainer == get_ident():
+            return
+        self._drainer = get_ident()
+        try:
+            self._drain()
+        finally:
+            self._drainer = None
+
+    def _drain(self) -> None:
         entries, trailing = self._queue.drain()
         self._watermark_passed = False
         run: list[Entry] = []
@@ -643,11 +673,19 @@ class Room:
                 run.append(entry)
                 continue
             if run:
-                self._deliver(run, None)
+                self._guarded(self._deliver, run, None)
                 run = []
-            self._control(entry.item)
+            self._guarded(self._control, entry.item)
         if run or trailing is not None:
-            self._deliver(run, trailing)
+            self._guarded(self._deliver, run, trailing)
+
+    def _guarded(self, step: Callable[..., None], *args: Any) -> None:
+        """One step that fails must not take with it what comes after (a close, another player's welcome)."""
+        try:
+            step(*args)
+        except Exception:
+            log.exception("room %s could not deliver everything", self.id)
+            self._runtime.tally.add("delivery_errors")
 
     def _deliver(self, run: Sequence[Entry], trailing: Any) -> None:
         # The views are read after the queue was drained: whoever was attached before an event was queued is in them.
@@ -673,6 +711,8 @@ class Room:
         first = seqs[0]
         delivered = 0
         for link in links:
+            if link.ended:
+                continue
             after = link.after_seq
             mine = batch
             if after >= first:
@@ -680,6 +720,7 @@ class Room:
                 if not rest:
                     continue
                 mine = Batch(rest)
+            link.after_seq = seqs[-1]
             if self._send(link, mine):
                 delivered += len(mine)
         for subscription in subscriptions:
@@ -722,17 +763,18 @@ class Room:
         elif type(item) is CloseLink:
             self._close_connection(item.link, item.code, item.reason)
         elif type(item) is CloseAll:
-            with self._lock.write(self._config.busy_timeout):
-                links, self._link_view = self._link_view, ()
-                self._links.clear()
-                subscriptions, self._subscriptions = self._subscriptions, ()
+            # Without the lock, which a reader may hold for long: a closed room attaches and detaches nobody.
+            links, self._link_view = self._link_view, ()
             for link in links:
                 self._close_connection(link, item.code, item.reason)
-            for subscription in subscriptions:
+            for subscription in self._subscriptions:
                 subscription.finish()
             self._broadcaster.retire()
 
     def _close_connection(self, link: Link, code: int, reason: str) -> None:
+        if link.ended:
+            return
+        link.ended = True
         try:
             link.connection.close(code, reason)
         except Exception:
@@ -764,6 +806,10 @@ class Room:
         """The players with their tokens; the caller is within :meth:`reading`."""
         return [seat.view(seat.token) for seat in self._machine.seats.values()]
 
+    def bans_locked(self) -> frozenset[str]:
+        """Who was banned; the caller is within :meth:`reading`."""
+        return frozenset(self._machine.bans or ())
+
     @property
     def password(self) -> str | None:
         """What is asked of those who join from outside."""
@@ -775,6 +821,14 @@ class Room:
         grace = self._config.reconnect_grace
         self.execute(c.Join(player.id, player.name, player.token, None, self.password, False, grace))
 
+    def inherit(self, state: RoomState, bans: frozenset[str]) -> None:
+        """Take over another room's settings, lock and bans. For a room that nobody has seen: no event tells of it."""
+        with self._lock.write(self._config.busy_timeout):
+            self._machine.settings = dict(state.settings)
+            self._machine.locked = state.locked
+            self._machine.bans = set(bans) or None
+            self._snapshot = None
+
     def announce_restart(self, reason: Callable[[], str]) -> None:
         """Close every connection with 1012 (come back), after what is queued. The seats stay."""
         for link in self._link_view:
@@ -782,12 +836,18 @@ class Room:
         self._broadcaster.wake()
 
     def dispose(self) -> None:
-        """The manager has let go of the room: let its threads end."""
-        self._broadcaster.request_stop()
+        """The manager has let go of the room: let its threads end, once who came too late has been told so."""
+        self._broadcaster.retire()
 
     def stop_threads(self, timeout: float) -> bool:
-        """Wait at most ``timeout`` seconds for the broadcaster; False if it still runs."""
-        return self._broadcaster.stop(timeout)
+        """Wait at most ``timeout`` seconds for the broadcaster and the subscribers; False if one still runs."""
+        deadline = monotonic() + timeout
+        ended = self._broadcaster.stop(timeout)
+        for subscription in self._subscriptions:
+            # Where the broadcaster did not get to finish it nothing more will come: it ends after its callback.
+            end = subscription.join if ended else subscription.stop
+            ended = end(max(0.0, deadline - monotonic())) and ended
+        return ended
 
     @property
     def connection_count(self) -> int:
@@ -810,8 +870,9 @@ class Room:
         return self._queue.conflated
 
 
-def _encoded(events: Sequence[Event]) -> Callable[[], Sequence[bytes]]:
-    return lambda: [encode_json(event) for event in events]
+def _rest_for(link: Link, events: Sequence[Event]) -> Callable[[], Sequence[bytes]]:
+    """Of ``events``, those that the link does not have when the broadcaster comes to it."""
+    return lambda: [encode_json(event) for event in events if event.seq > link.after_seq]
 
 
 def check_ready(value: object) -> bool:

@@ -32,7 +32,7 @@ class Runtime:
 
     Attributes:
         clock: monotonic seconds. wall_clock: Unix seconds.
-        schedule: called (no lock held) when a room's next deadline may have come nearer.
+        schedule: called as ``schedule(room, deadline)`` (no lock held) when the next deadline may have come nearer.
         watermark: called (no lock held) when a room's queue passes its watermark; must not block.
 
     Thread safety: full (its parts are).
@@ -48,7 +48,7 @@ class Runtime:
         new_token: Callable[[], str] = new_secret,
         new_epoch: Callable[[], str] = new_short_id,
         tally: Tally | None = None,
-        schedule: Callable[[Room], None] = _ignore,
+        schedule: Callable[[Room, float], None] = _ignore,
         watermark: Callable[[Room, float], None] = _ignore,
     ) -> None:
         self.clock = clock

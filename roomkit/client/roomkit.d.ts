@@ -65,7 +65,9 @@ export class RoomError extends Error {
 export class RoomClient {
   /** Throws a TypeError without roomId or playerId, with a url that is none, or where there is no WebSocket class. */
   constructor(options: ClientOptions);
-  /** Changes when the group moves to another room (`room_transferred`). */
+  /** Changes when the group moves to another room (`room_transferred`). Who was away and can no longer be given that event
+   *  follows by the state alone: no `room_transferred` then, but a `welcome` of the new room. What was asked for while
+   *  away is sent in the new room. */
   readonly roomId: string;
   readonly playerId: string;
   readonly token: string | null;
@@ -84,6 +86,9 @@ export class RoomClient {
   /** Resolves at the first welcome; rejects (RoomError, code = the close code's name) when it ended before that: the server
    *  said stay away, maxAttempts were made, or close(). Calling it again gives the same promise. */
   connect(): Promise<Welcome>;
+  /** While waiting: makes the next attempt now (a button, the page being shown again). It counts like any other. In every
+   *  other state it does nothing. */
+  retryNow(): void;
   /** Ends this client for good, without giving up the seat (the grace period runs). */
   close(): void;
   /** Gives up the seat, then ends. It ends also when that fails; the server then frees the seat after the grace period. */

@@ -6,9 +6,9 @@
  *                 connect()              welcome                  close(), leave(), a code that says stay away:
  *          idle ────────────▶ connecting ─────────▶ open          from every state ──▶ closed
  *                              ▲  │   ▲              │ │
- *           the delay is over, │  │   └──────────────┘ │          room_transferred leads from open to connecting,
- *           or 'online'        │  ▼ lost          lost │          with another room id
- *                              waiting ◀───────────────┘
+ *           the delay is over, │  │   └──────────────┘ │          room_transferred, or a state that tells of it, leads
+ *           'online',          │  ▼ lost          lost │          from open to connecting, with another room id
+ *           or retryNow()      waiting ◀───────────────┘
  *
  * What holds at all times, and what the rest of this file is there to keep:
  *
@@ -109,11 +109,14 @@ const FOLLOW = new Map(Object.entries({
   operation_performed: (s, d) => withSettings(s, d.settings),
   room_status: (s, d) => ({ status: d.status, ...clearReady(s, d.ready_cleared) }),
   host_changed: (s, d) => ({ host: d.player_id }),
-  game_started: (s, d, event) => ({ started_at: event.timestamp }),
+  game_started: (s, d, event) => ({ started_at: event.timestamp, results: null }),
   game_finished: (s, d) => ({ results: d.results ?? null }),
   room_updated: (s, d) => Object.fromEntries(ROOM_KEYS.filter((key) => key in d).map((key) => [key, d[key]])),
-  room_closed: () => ({ status: 'closed' }),
+  room_transferred: (s, d) => ({ transferred_to: d.room_id }),
 }));
+
+/** Where the group went on, when this state is of a room that has closed behind it; otherwise null. */
+const successor = (state) => (state.status === 'closed' ? state.transferred_to ?? null : null);
 
 /** player_ready -> onPlayerReady */
 const callbackName = (type) => `on_${type}`.replace(/_+(.?)/g, (_, letter) => letter.toUpperCase());
@@ -175,7 +178,7 @@ export class RoomClient {
     this._held = null; //              messages held back until a gap is filled; null: nothing is missing
     this._heardAt = 0;
     this._pingedAt = -Infinity;
-    this._online = () => this.connection === 'waiting' && this._attempt();
+    this._online = () => this.retryNow();
     this._offline = () => this._socket && this._drop('the network is gone');
     this.token = given.token ?? this._stored((storage, key) => storage.getItem(key)) ?? null;
   }
@@ -205,6 +208,11 @@ export class RoomClient {
       this._attempt();
     }
     return this._connected.promise;
+  }
+
+  /** While waiting: makes the next attempt now. It counts like any other. In every other state this does nothing. */
+  retryNow() {
+    if (this.connection === 'waiting') this._attempt();
   }
 
   /** Ends this client for good, without giving up the seat (the grace period runs). What is unanswered is rejected. */
@@ -411,8 +419,11 @@ export class RoomClient {
     this.token = data.token;
     this._stored((storage, key) => storage.setItem(key, this.token));
     this.clockOffset = Date.parse(data.time) - this._system.date();
+    // What was asked for while away is for where the group is; a replay's room_transferred leads there as well.
+    const next = successor(state);
+    if (next && !resumed) return this._move(next);
     this.connection = 'open';
-    for (const op of this._buffer.splice(0)) this._send(op); // before any callback: what was asked first goes first
+    if (!next) for (const op of this._buffer.splice(0)) this._send(op); // before any callback: asked first, sent first
     this._watch();
     this._connected.resolve(data);
     this._become('open');
@@ -420,19 +431,19 @@ export class RoomClient {
     if (!resumed) this._emit('state', this.state);
   }
 
-  /** The group goes on in another room, where my seat and token are waiting. */
-  _move(event) {
+  /** The group goes on in another room, where my seat and token are waiting. `event` told so, or else a snapshot did. */
+  _move(roomId, event = null) {
     // The ack of rematch comes after this event, on the connection that is about to be let go of. The event tells as much.
     const rematch = [...this._pending.values()].find((op) => op.type === 'rematch');
-    if (rematch) this._take(rematch.id).answered({ seq: event.seq, room_id: event.data.room_id });
+    if (rematch) this._take(rematch.id).answered({ seq: this.state.seq, room_id: roomId });
     this._letGo(1000);
     this._forget();
-    this.roomId = event.data.room_id;
+    this.roomId = roomId;
     this._stored((storage, key) => storage.setItem(key, this.token));
     this._epoch = ''; // the old room's state stays in view until the welcome, but nothing resumes from it
     this._attempts = 0;
     this.connection = 'connecting'; // what a callback asks for from now on is for the new room
-    this._deliver(event);
+    if (event) this._deliver(event);
     if (this.connection === 'connecting') this._attempt(); // a callback may have ended it
   }
 
@@ -553,7 +564,7 @@ export class RoomClient {
     if (event.seq <= this.state.seq) return; // replayed and live, or already in a snapshot
     const change = FOLLOW.get(event.type)?.(this.state, event.data, event);
     this.state = { ...this.state, ...change, seq: event.seq };
-    if (event.type === 'room_transferred') return this._move(event);
+    if (event.type === 'room_transferred') return this._move(event.data.room_id, event);
     this._deliver(event);
     if (change) this._emit('state', this.state);
   }
@@ -561,6 +572,8 @@ export class RoomClient {
   _takeSnapshot(state) {
     this._epoch = state.epoch;
     this.state = state;
+    const next = successor(state);
+    if (next) return this._move(next);
     this._emit('state', state);
   }
 

@@ -65,11 +65,10 @@ class RWLock:
             del self._readers[me]
             reader.release()
 
-    def acquire_write(self, timeout: float) -> Any:
-        """Take the lock alone; give what is returned to :meth:`release_write`.
+    def refuse_upgrade(self) -> None:
+        """Raise what :meth:`acquire_write` would, for a caller that has to wait for something else first.
 
         Raises:
-            RoomBusy: it was not to be had within ``timeout`` seconds; nothing is held.
             LockUpgradeError: this thread reads or writes already, and still does.
         """
         me = get_ident()
@@ -80,10 +79,19 @@ class RWLock:
             )
         if self._writer == me:
             raise LockUpgradeError("this thread holds the write lock and asks for it again")
+
+    def acquire_write(self, timeout: float) -> Any:
+        """Take the lock alone; give what is returned to :meth:`release_write`.
+
+        Raises:
+            RoomBusy: it was not to be had within ``timeout`` seconds; nothing is held.
+            LockUpgradeError: this thread reads or writes already, and still does.
+        """
+        self.refuse_upgrade()
         writer = self._lock.gen_wlock()
         if not writer.acquire(timeout=timeout):
             raise RoomBusy(f"no write lock within {timeout} s")
-        self._writer = me
+        self._writer = get_ident()
         return writer
 
     def release_write(self, writer: Any) -> None:

@@ -6,7 +6,7 @@ events a command can cause at most that must not be dropped: so many places are 
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 import msgspec
 
@@ -124,7 +124,7 @@ class Disconnect(msgspec.Struct, frozen=True, tag=True):
 
 
 class Transfer(msgspec.Struct, frozen=True, tag=True):
-    """Tell everybody that the group goes on in another room."""
+    """Tell everybody that the group goes on in another room, and close this one."""
 
     player_id: str | None
     room_id: str
@@ -134,24 +134,24 @@ class ExpireNext(msgspec.Struct, frozen=True, tag=True):
     """Do the next thing that time has made due: free a seat past its grace, or close the room."""
 
 
-Command = Union[
-    AddPlayer,
-    Join,
-    RemovePlayer,
-    Kick,
-    SetPlayerReady,
-    UpdateSettings,
-    StartGame,
-    FinishGame,
-    Close,
-    SendMessage,
-    Perform,
-    UpdateRoom,
-    Connect,
-    Disconnect,
-    Transfer,
-    ExpireNext,
-]
+Command = (
+    AddPlayer
+    | Join
+    | RemovePlayer
+    | Kick
+    | SetPlayerReady
+    | UpdateSettings
+    | StartGame
+    | FinishGame
+    | Close
+    | SendMessage
+    | Perform
+    | UpdateRoom
+    | Connect
+    | Disconnect
+    | Transfer
+    | ExpireNext
+)
 
 #: The most critical events that one command can cause.
 CRITICAL_EVENTS: dict[type, int] = {
@@ -169,6 +169,6 @@ CRITICAL_EVENTS: dict[type, int] = {
     UpdateRoom: 1,
     Connect: 0,
     Disconnect: 0,
-    Transfer: 1,
-    ExpireNext: 3,
+    Transfer: 3,  # room_transferred, room_status, room_closed
+    ExpireNext: 0,  # forced in: time does not wait for a queue, and there are no more of these than seats
 }

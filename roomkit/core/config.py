@@ -19,6 +19,9 @@ _SECONDS = (
     "busy_timeout",
 )
 
+#: A thread cannot wait for an infinity: locks raise OverflowError past a bound that depends on the platform.
+_LONGEST_WAIT = 4_000_000
+
 
 class RoomConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of a room. Times are seconds; a time-to-live or lifetime of 0 turns its rule off.
@@ -66,7 +69,7 @@ class RoomConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.queue_ceiling is not None:
             _check_integer("queue_ceiling", self.queue_ceiling, self.queue_size, 1_000_000)
         for name in _SECONDS:
-            _check_number(name, getattr(self, name), 0, math.inf)
+            _check_number(name, getattr(self, name), 0, _LONGEST_WAIT if name == "busy_timeout" else math.inf)
         for name in ("watermark", "drop_watermark"):
             _check_number(name, getattr(self, name), 0, 1)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -60,18 +62,40 @@ def encode_json(value: object) -> bytes:
     return _encode(value)
 
 
+#: How deep JSON may nest. Every decoder and encoder gives up at a depth of its own, Python's at about a thousand less
+#: the stack in use: what one thread could read, another could not write, nor a client read.
+MAX_DEPTH = 100
+
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_NO_BRACKETS = re.compile(r"[^\[\]{}]+")
+_STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
+
+
+def too_deep(text: str) -> bool:
+    """Whether JSON (which is well-formed) nests more than ``MAX_DEPTH`` deep."""
+    if len(text) <= 2 * MAX_DEPTH or text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    brackets = _NO_BRACKETS.sub("", _STRING.sub("", text))
+    return max(accumulate(map(_STEP.__getitem__, brackets))) > MAX_DEPTH
+
+
 def clean_data(data: object, what: str = "data") -> dict[str, Any]:
     """A deep copy of ``data`` made of plain JSON values only, so that it can be sent later and changed by nobody.
 
+    As with ``json.dumps``, keys that are numbers become text.
+
     Raises:
-        InvalidMessage: not a dict with string keys, or something inside has no JSON form (a lone surrogate, a cycle).
+        InvalidMessage: not a dict, something inside has no JSON form (a lone surrogate, a cycle), or it nests too deep.
     """
     if not isinstance(data, dict):
         raise InvalidMessage(f"{what} must be a dict (got {type(data).__name__})")
     try:
-        copy = _decode(_encode(data))
+        encoded = _encode(data)
+        copy = _decode(encoded)
     except (TypeError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise InvalidMessage(f"{what} has no JSON form: {error}") from None
+    if too_deep(encoded.decode()):
+        raise InvalidMessage(f"{what} nests more than {MAX_DEPTH} deep")
     return copy  # type: ignore[no-any-return]
 
 

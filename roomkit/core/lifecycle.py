@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, NamedTuple, Protocol, Union
+from typing import Any, NamedTuple, Protocol
 
 from roomkit.errors import InvalidLifecycle
 
@@ -93,7 +93,7 @@ class Rule(NamedTuple):
     status: str
 
 
-Cell = Union[str, Sequence[Union[str, "tuple[str, str]"]]]
+Cell = str | Sequence[str | tuple[str, str]]
 
 
 class Lifecycle:
@@ -118,7 +118,18 @@ class Lifecycle:
     Thread safety: immutable.
     """
 
-    __slots__ = ("_resolved", "closed", "finished", "guards", "initial", "name", "operations", "statuses", "table")
+    __slots__ = (
+        "_resolved",
+        "closed",
+        "finished",
+        "guards",
+        "initial",
+        "name",
+        "operations",
+        "own_guards",
+        "statuses",
+        "table",
+    )
 
     def __init__(
         self,
@@ -132,16 +143,16 @@ class Lifecycle:
         operations: Mapping[str, Operation] | None = None,
     ) -> None:
         self.name = name
-        self.statuses: tuple[str, ...] = tuple(table)
+        self.statuses: tuple[str, ...] = tuple(self._status(status) for status in table)
         if not self.statuses:
             raise InvalidLifecycle(f"lifecycle {name!r} has no status")
-        self.initial: str = initial if initial is not None else self.statuses[0]
-        self.closed = closed
-        self.finished = frozenset(finished)
+        self.initial: str = self._status(initial) if initial is not None else self.statuses[0]
+        self.closed = closed = self._status(closed)
+        self.finished = frozenset(self._status(status) for status in finished)
         self.guards: dict[str, Guard] = {**GUARDS, **(guards or {})}
+        self.own_guards = bool(guards)
         self.table: dict[str, dict[str, tuple[Rule, ...]]] = {
-            status: {operation: self._cell(status, operation, cell) for operation, cell in row.items()}
-            for status, row in table.items()
+            self._status(status): self._row(self._status(status), row) for status, row in table.items()
         }
         self.table.setdefault(closed, {})
         self.table[closed].setdefault("close", (Rule(None, closed),))
@@ -155,17 +166,35 @@ class Lifecycle:
         }
         self._check(operations or {})
         self._resolved = {
-            (str(status), operation): tuple(
-                (None if r.guard is None else self.guards[r.guard], r.status) for r in rules
-            )
+            (status, operation): tuple((None if r.guard is None else self.guards[r.guard], r.status) for r in rules)
             for status, row in self.table.items()
             for operation, rules in row.items()
         }
 
-    def _cell(self, status: str, operation: str, cell: Cell) -> tuple[Rule, ...]:
-        items = [cell] if isinstance(cell, str) else list(cell)
-        rules = [Rule(None, item) if isinstance(item, str) else Rule(*item) for item in items]
+    def _status(self, value: object) -> str:
+        """Plain text: the members of a user's own ``str`` enum would otherwise print as their names."""
+        if isinstance(value, RoomStatus):
+            return value
+        if not isinstance(value, str) or not value:
+            raise InvalidLifecycle(f"lifecycle {self.name!r}: status {value!r} is not text")
+        return str.__str__(value)
+
+    def _row(self, status: str, row: object) -> dict[str, tuple[Rule, ...]]:
+        if not isinstance(row, Mapping):
+            raise InvalidLifecycle(f"lifecycle {self.name!r}: the row of {status!r} must map operations to cells")
+        return {operation: self._cell(status, operation, cell) for operation, cell in row.items()}
+
+    def _cell(self, status: str, operation: str, cell: object) -> tuple[Rule, ...]:
         where = f"lifecycle {self.name!r}, {status} x {operation}"
+        items = [cell] if isinstance(cell, str) else list(cell) if isinstance(cell, (list, tuple)) else [cell]
+        rules: list[Rule] = []
+        for item in items:
+            if isinstance(item, str):
+                rules.append(Rule(None, self._status(item)))
+            elif isinstance(item, (list, tuple)) and len(item) == 2:
+                rules.append(Rule(item[0], self._status(item[1])))
+            else:
+                raise InvalidLifecycle(f"{where}: a cell is made of statuses and (guard, status) pairs (got {item!r})")
         if not rules or rules[-1].guard is not None:
             raise InvalidLifecycle(f"{where}: the last entry must be a status without a guard")
         for rule in rules[:-1]:
@@ -183,6 +212,8 @@ class Lifecycle:
         for status in self.finished - known:
             raise InvalidLifecycle(f"lifecycle {self.name!r}: unknown status {status!r} in finished")
         for operation in declared:
+            if operation in BUILTIN_OPERATIONS:
+                raise InvalidLifecycle(f"lifecycle {self.name!r}: operation {operation!r} is builtin, not its own")
             if operation not in self.operations:
                 raise InvalidLifecycle(f"lifecycle {self.name!r}: operation {operation!r} is in no row of the table")
         for status, row in self.table.items():
@@ -208,7 +239,7 @@ class Lifecycle:
 
     def allows(self, status: str, operation: str) -> bool:
         """Whether the table has a cell for the pair."""
-        return (str(status), operation) in self._resolved
+        return (status, operation) in self._resolved
 
     def rules(self, status: str, operation: str) -> tuple[tuple[Guard | None, str], ...] | None:
         """The cell with its guards as functions, or None where the pair is refused."""

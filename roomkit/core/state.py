@@ -11,6 +11,7 @@ then the rest.
 
 from __future__ import annotations
 
+import copy
 import hmac
 import math
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ import msgspec
 
 from roomkit.core import commands as c
 from roomkit.core.config import RoomConfig
-from roomkit.core.events import Event, rfc3339
+from roomkit.core.events import Event, clean_data, rfc3339
 from roomkit.core.lifecycle import GAME, Lifecycle
 from roomkit.errors import (
     BadPassword,
@@ -251,7 +252,7 @@ class RoomMachine:
         seats = self.seats
         if not seats:
             return False
-        return all([seat.ready for seat in seats.values()])  # a list: for a few seats cheaper than a generator
+        return all(seat.ready for seat in seats.values())
 
     @property
     def closed(self) -> bool:
@@ -270,8 +271,24 @@ class RoomMachine:
         self._at = at
         events: list[Event] = []
         self._events = events
-        _HANDLERS[type(command)](self, command)
+        handler = _HANDLERS[type(command)]
+        if not self.lifecycle.own_guards:
+            handler(self, command)
+            return events
+        before = self._save()  # a guard is asked after the effect, and a user's may raise
+        try:
+            handler(self, command)
+        except BaseException:
+            for name, value in before.items():
+                setattr(self, name, value)
+            raise
         return events
+
+    def _save(self) -> dict[str, Any]:
+        saved = {name: getattr(self, name) for name in self.__slots__}
+        saved["seats"] = {player_id: copy.copy(seat) for player_id, seat in self.seats.items()}
+        saved["settings"] = dict(self.settings)
+        return saved
 
     # Seats.
 
@@ -296,8 +313,10 @@ class RoomMachine:
                 return
             if command.connected:
                 self._set_connected(seat)
-            elif not seat.connected:
+            elif not seat.connected and seat.kept_until is not None:  # never shorter than it was kept anyway
+                kept_until = seat.kept_until
                 self._keep(seat, command.reserved_for)
+                seat.kept_until = max(kept_until, seat.kept_until)
             return
         rules = self._rules("add_player")
         self._check_door(command.player_id)
@@ -412,6 +431,8 @@ class RoomMachine:
         settings = self.settings
         if command.song:
             song_id = changes["song_id"]
+            if "song_id" not in settings and len(settings) >= MAX_SETTINGS:
+                raise InvalidMessage(f"a room has at most {MAX_SETTINGS} settings")
             changed = settings.get("song_id") != song_id
             settings["song_id"] = song_id
             data: dict[str, Any] = {"player_id": command.player_id, "song_id": song_id}
@@ -449,7 +470,7 @@ class RoomMachine:
             return
         rules = ((None, self.lifecycle.closed),) if command.force else self._rules("close")
         self._check_host(command.player_id, "close")
-        self._move(rules, reason=command.reason)
+        self._move(rules, reason=command.reason.encode("utf-8", "replace").decode())
 
     def _perform(self, command: c.Perform) -> None:
         """InvalidTransition, PlayerNotFound, NotHost, what the operation's check raises, InvalidMessage."""
@@ -464,6 +485,8 @@ class RoomMachine:
         changes = None
         if operation.check is not None:
             changes = operation.check(self.snapshot(), command.player_id, command.data)
+            if changes is not None:
+                changes = clean_data(changes, f"what the check of {command.operation} returned")
         data: dict[str, Any] = {
             "operation": command.operation,
             "player_id": command.player_id,
@@ -507,9 +530,9 @@ class RoomMachine:
         if self.closed:
             raise InvalidTransition(self.id, str(self.status), "transfer")
         self._check_host(command.player_id, "transfer")
-        self.last_active = self._now
         self.transferred_to = command.room_id
         self._emit("room_transferred", {"room_id": command.room_id})
+        self._move(((None, self.lifecycle.closed),), reason="transferred")  # in one change: nobody transfers it twice
 
     # Time.
 
@@ -557,7 +580,7 @@ class RoomMachine:
             if seat.kept_until is not None and now >= seat.kept_until:
                 if rules is None:  # this status lets nobody go: ask again later
                     seat.kept_until = now + (self.config.reconnect_grace or math.inf)
-                    return
+                    continue
                 active = self.last_active
                 self._unseat(seat, "expired")
                 self._move(rules)

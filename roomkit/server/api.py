@@ -1,10 +1,11 @@
-"""The HTTP side: REST, health, metrics, debug and the demo's files, as one WSGI application (docs/protocol.md, REST)."""
+"""The HTTP side: REST, health, metrics, debug and the demo's files, as one WSGI application (docs/protocol.md)."""
 
 from __future__ import annotations
 
 import hmac
 import ipaddress
 import mimetypes
+import re
 import zlib
 from collections.abc import Callable, Iterable
 from importlib import resources
@@ -17,7 +18,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
-from roomkit.core.events import encode_json, rfc3339
+from roomkit.core.events import encode_json, rfc3339, too_deep
 from roomkit.core.state import RoomState
 from roomkit.errors import (
     BadPassword,
@@ -43,6 +44,7 @@ from roomkit.errors import (
 )
 from roomkit.runtime import new_short_id
 from roomkit.server.handshake import HandshakeRefused, check_origin
+from roomkit.server.messages import TOO_DEEP, why_not
 
 if TYPE_CHECKING:
     from roomkit.server.app import Server
@@ -199,7 +201,7 @@ class Api:
         if has_space not in (None, "true", "false"):
             raise InvalidMessage("has_space must be true or false")
         limit = request.args.get("limit", "50")
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= _MAX_LIMIT):
+        if not (limit.isascii() and limit.isdigit() and len(limit) <= 9 and 1 <= int(limit) <= _MAX_LIMIT):
             raise InvalidMessage(f"limit must be a whole number from 1 to {_MAX_LIMIT}")
         status = request.args.get("status")
         page = self._server.rooms.list_rooms(
@@ -324,13 +326,19 @@ def load_files() -> dict[str, tuple[bytes, str, str]]:
     return found
 
 
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[0-9a-z.-]+))(?::\d+)?")
+
+
 def is_local(request: Request) -> bool:
     """Whether a request comes from this machine and was meant for it: no proxy in between, no rebound host name."""
     headers = request.headers
     if any(name in headers for name in ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via")):
         return False
-    host = request.host.rsplit(":", 1)[0].strip("[]")
-    return _is_loopback(request.remote_addr or "") and (host == "localhost" or _is_loopback(host))
+    host = _HOST.fullmatch(headers.get("Host", "").lower())
+    if host is None or not _is_loopback(request.remote_addr or ""):
+        return False
+    name = host["v6"] or host["name"]
+    return name == "localhost" or _is_loopback(name)
 
 
 def _is_loopback(text: str) -> bool:
@@ -364,9 +372,12 @@ def _seats(body: CreateRoom | JoinOrCreate) -> dict[str, Any]:
 def _body(request: Request, kind: type[B]) -> B:
     data = request.get_data()
     try:
-        return msgspec.json.decode(data or b"{}", type=kind)
+        body = msgspec.json.decode(data or b"{}", type=kind)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise InvalidMessage("nested too deeply" if isinstance(error, RecursionError) else str(error)) from None
+        raise InvalidMessage(why_not(error)) from None
+    if too_deep(data.decode()):
+        raise InvalidMessage(TOO_DEEP)
+    return body
 
 
 def _json(data: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

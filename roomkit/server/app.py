@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import ssl
-import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -37,9 +36,9 @@ class Server:
         rooms: the manager to serve (default: one made from the settings). From then on its rooms are drained by the
             server's I/O threads; its reaper is started.
         settings: everything that ``roomkit serve`` can be told.
-        authenticate: called as ``authenticate(request)`` with the ``UpgradeRequest`` of every WebSocket, on a pool thread,
-            so it may block. It raises ``Unauthorized`` to refuse (close code 4508); a string that it returns is the player
-            id to use instead of the one in the address.
+        authenticate: called as ``authenticate(request)`` with the ``UpgradeRequest`` of every WebSocket, on a pool
+            thread, so it may block. It raises ``Unauthorized`` to refuse (close code 4508); a string that it returns is
+            the player id to use instead of the one in the address.
         ssl_context: speaks TLS; else ``tls_cert`` and ``tls_key`` of the settings do.
 
     Example::
@@ -82,7 +81,6 @@ class Server:
             tally=self.tally,
         )
         self.listener.application = Api(self, make_registry(self))
-        self._retries: set[threading.Timer] = set()
 
     def __enter__(self) -> Server:
         return self.start()
@@ -91,7 +89,7 @@ class Server:
         self.stop()
 
     def bind(self) -> tuple[str, int]:
-        """Take the port without serving yet. Raises PortInUse; nothing is held then."""
+        """Take the port, unless it is taken already, without serving yet. Raises PortInUse; nothing is held then."""
         return self.listener.bind()
 
     def start(self) -> Server:
@@ -101,16 +99,15 @@ class Server:
         Raises:
             PortInUse: nothing was started.
         """
-        if self.listener._acceptor is None:
-            self.bind()
+        self.bind()
         self.rooms.use_broadcaster(self._broadcaster)
         self.listener.start()
         self.rooms.start_cleanup()
         return self
 
     def stop(self, timeout: float | None = None) -> bool:
-        """Drain and stop: not ready any more, no new connection, clients told when to come back (1012), queues delivered,
-        threads joined. Blocks at most about ``timeout`` seconds (default: the setting ``drain_timeout``).
+        """Drain and stop: not ready any more, no new connection, clients told when to come back (1012), queues
+        delivered, threads joined. Blocks at most about ``timeout`` seconds (default: the setting ``drain_timeout``).
 
         Returns:
             Whether everything ended in time.
@@ -124,8 +121,6 @@ class Server:
         self.listener.stop_accepting()
         drained = self.rooms.shutdown(left())
         drained = self.listener.wait_closed(min(left(), self.settings.close_timeout + 0.5)) and drained
-        for timer in list(self._retries):
-            timer.cancel()
         return self.listener.stop(left()) and drained
 
     @property
@@ -137,20 +132,6 @@ class Server:
     def ready(self) -> bool:
         """Whether new work is welcome (``/readyz``)."""
         return not self.draining and not self.rooms.is_shut_down
-
-    def retry(self, function: Callable[[], None], delay: float) -> None:
-        """Run ``function`` after ``delay`` seconds; for the rare work that a busy room refused."""
-        timer: threading.Timer
-
-        def run() -> None:
-            self._retries.discard(timer)
-            function()
-
-        timer = threading.Timer(delay, run)
-        timer.name = "roomkit-retry"
-        timer.daemon = True
-        self._retries.add(timer)
-        timer.start()
 
     # For the listener.
 

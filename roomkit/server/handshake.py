@@ -85,11 +85,14 @@ def _check_key(key: str) -> None:
 def check_origin(headers: Mapping[str, str], origins: Sequence[str]) -> None:
     """Refuse a page of another site (cross-site WebSocket hijacking). No Origin: not a browser.
 
+    Args:
+        origins: those that are allowed besides the own, in lower case; ``*``: all.
+
     Raises:
         HandshakeRefused: 403.
     """
     origin = headers.get("origin")
-    if origin is None or "*" in origins or origin in origins:
+    if origin is None or "*" in origins or origin.lower() in origins:
         return
     try:
         parts = urlsplit(origin)

@@ -60,8 +60,10 @@ class HttpConnection(SocketHandler):
         """See reactor.Handler."""
         if self.write_stalled(now):
             self.lost()
-        elif self._answering:
+        elif self._answering or self.pending_bytes:  # a large answer may take its time as long as it makes progress
             self._arm()
+            if self._stalled_at and self.hub.limits.write_timeout:
+                self.reactor.set_deadline(self, self._stalled_at + self.hub.limits.write_timeout)
         elif self._deadline and now >= self._deadline:
             if self._head or self._request is not None:
                 self.hub.tally.add("limited", "handshake_timeout")
@@ -147,6 +149,8 @@ class HttpConnection(SocketHandler):
 
     def _begin(self, request: h11.Request) -> bool:
         """Look at a request head; True: it was an upgrade, and this connection is no longer HTTP's."""
+        if not request.http_version.startswith(b"1."):
+            raise HandshakeRefused(505, "http_version_not_supported", "only HTTP/1.1 is spoken here")
         headers = header_dict(request)
         if "content-length" in headers and "transfer-encoding" in headers:
             raise HandshakeRefused(400, "bad_request", "Content-Length and Transfer-Encoding exclude each other")
@@ -222,7 +226,7 @@ class HttpConnection(SocketHandler):
                 if close is not None:
                     close()
             status, headers = answer
-        except Exception:
+        except BaseException:  # SystemExit too: the client would wait for ever
             log.exception("%s %r failed", environ["REQUEST_METHOD"], environ["PATH_INFO"])
             self.hub.tally.add("http_errors")
             status, headers = 500, [("Content-Type", "application/json")]
@@ -236,8 +240,9 @@ class HttpConnection(SocketHandler):
         head = self._request is not None and self._request.method == b"HEAD"
         bodyless = status in (204, 304) or head
         out = [(name, value) for name, value in headers if name.lower() not in ("content-length", "connection")]
-        if status != 204:
-            out.append(("Content-Length", str(len(body))))
+        if status not in (204, 304):
+            given = [value for name, value in headers if name.lower() == "content-length"]
+            out.append(("Content-Length", given[0] if head and given else str(len(body))))
         if close:
             out.append(("Connection", "close"))
         try:
@@ -279,10 +284,8 @@ class HttpConnection(SocketHandler):
 
     def on_flushed(self) -> None:
         """Half-close first, so that an answer is not lost to a reset; the peer's end or the deadline does the rest."""
-        try:
-            self.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            self.lost()
+        self.half_close()
+        if not self.alive:
             return
         self._answering = False
         self._head.clear()

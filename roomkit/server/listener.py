@@ -1,7 +1,7 @@
 """WebSocketServer: one port, a few I/O threads, any session behind it. It knows no rooms.
 
-The reusable half of the server: ``examples/echo.py`` is a plain WebSocket server made of it; ``roomkit.server.app`` puts
-rooms behind it.
+The reusable half of the server: ``examples/echo.py`` is a plain WebSocket server made of it; ``roomkit.server.app``
+puts rooms behind it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,18 @@ _BACKLOG = 4096
 _ACCEPTS_PER_TURN = 64
 _ACCEPT_PAUSE = 1.0  # seconds without accepting after the process ran out of file descriptors
 _SPARE = 64  # connections over the limit that are still told why
+#: What accept(2) says of the connection that it would have returned: the next one may be well.
+_FAILED_CONNECTION = {
+    errno.ECONNABORTED,
+    errno.EPERM,
+    errno.EPROTO,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+}
 
 WsgiApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -99,7 +111,7 @@ class WebSocketServer:
     ) -> None:
         self.limits = limits if limits is not None else Limits()
         self.application = application
-        self.origins = tuple(origins)
+        self.origins = tuple(origin.lower() for origin in origins)  # as browsers write them
         self.secure = ssl_context is not None
         self.tally = tally if tally is not None else Tally()
         self.pool = WorkerPool("roomkit-http", http_threads, 16 * http_threads)
@@ -113,6 +125,7 @@ class WebSocketServer:
         self._host = host
         self._port = port
         self._acceptor: _Acceptor | None = None
+        self._address: tuple[str, int] | None = None
         self._started = False
         self._condition = threading.Condition(threading.Lock())
         # Guarded by _condition, which wait_closed waits on and forget notifies:
@@ -123,11 +136,13 @@ class WebSocketServer:
     # Life.
 
     def bind(self) -> tuple[str, int]:
-        """Take the port; the address with the real one.
+        """Take the port, unless it is taken already; the address with the real one.
 
         Raises:
             PortInUse: it cannot be had; nothing is held.
         """
+        if self._acceptor is not None:
+            return self.address
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -140,15 +155,15 @@ class WebSocketServer:
             why = "the port is in use" if code == errno.EADDRINUSE else getattr(error, "strerror", None) or str(error)
             raise PortInUse(code, f"cannot listen on {self._host} port {self._port}: {why}") from None
         sock.setblocking(False)
+        self._address = sock.getsockname()[:2]
         self._acceptor = _Acceptor(self, self.reactors[0], sock)
         return self.address
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port that are listened on."""
-        assert self._acceptor is not None, "not started"
-        name = self._acceptor.sock.getsockname()
-        return name[0], name[1]
+        """Host and port that are listened on, or were until :meth:`stop_accepting`."""
+        assert self._address is not None, "not started"
+        return self._address
 
     @property
     def server_name(self) -> str:
@@ -168,8 +183,7 @@ class WebSocketServer:
         Raises:
             PortInUse: nothing was started.
         """
-        if self._acceptor is None:
-            self.bind()
+        self.bind()
         self._started = True
         for reactor in self.reactors:
             reactor.start()
@@ -227,7 +241,7 @@ class WebSocketServer:
 
     # Connections; called by the I/O threads.
 
-    def admit(self, sock: socket.socket, address: str) -> bool:
+    def admit(self, address: str) -> bool:
         """Count a new connection; False: so far over a limit that it is closed without a word."""
         limits = self.limits
         with self._condition:
@@ -246,23 +260,27 @@ class WebSocketServer:
         which = None
         if limits.max_connections and self._connections > limits.max_connections:
             which = "connections"
-        elif limits.max_connections_per_address:
-            if self._per_address[connection.address] > limits.max_connections_per_address:
-                which = "connections_per_address"
+        elif 0 < limits.max_connections_per_address < self._per_address[connection.address]:
+            which = "connections_per_address"
         if which is not None:
             self.tally.add("limited", which)
         return which is not None
 
     def forget(self, connection: SocketHandler) -> None:
         """A connection's socket is closed."""
-        with self._condition:
-            self._connections -= 1
-            self._per_address[connection.address] -= 1
-            if not self._per_address[connection.address]:
-                del self._per_address[connection.address]
-            if isinstance(connection, WebSocketConnection):
+        self.release(connection.address)
+        if isinstance(connection, WebSocketConnection):
+            with self._condition:
                 self._websockets -= 1
                 self._condition.notify_all()
+
+    def release(self, address: str) -> None:
+        """Undo :meth:`admit`."""
+        with self._condition:
+            self._connections -= 1
+            self._per_address[address] -= 1
+            if not self._per_address[address]:
+                del self._per_address[address]
 
     def upgrade(self, http: HttpConnection, request: UpgradeRequest) -> None:
         """Make a WebSocket of a connection whose request is well-formed."""
@@ -285,7 +303,7 @@ class WebSocketServer:
             identity = self._authenticate(request)
         except Unauthorized as error:
             refused = RefusedSession(CLOSE["unauthorized"], str(error))
-        except Exception:
+        except BaseException:  # SystemExit too: the client would wait for ever
             log.exception("authenticate failed")
             self.tally.add("hook_errors")
             refused = RefusedSession(CLOSE["internal_error"], "the server could not check who you are")
@@ -315,6 +333,7 @@ class WebSocketServer:
         )
         reactor = self.reactors[self._place(request) % len(self.reactors)]
         received = http.take_trailing()
+        first = http.take_outbox() + first
         connection = WebSocketConnection(self, reactor, http.sock, http.address, session, extensions)
         http.alive = False  # its socket lives on
         with self._condition:
@@ -335,7 +354,9 @@ class WebSocketServer:
 
 
 class _Acceptor:
-    """The listening socket. It outlives a lack of file descriptors: it pauses, and goes on."""
+    """The listening socket. It outlives a connection that fails while it is accepted, and a lack of file descriptors or
+    whatever else keeps it from accepting: it pauses, and goes on.
+    """
 
     def __init__(self, server: WebSocketServer, reactor: Reactor, sock: socket.socket) -> None:
         self.sock = sock
@@ -349,35 +370,42 @@ class _Acceptor:
         self._reactor.register(self.sock.fileno(), self)
 
     def on_io(self, mask: int) -> None:
-        server = self._server
         for _ in range(_ACCEPTS_PER_TURN):
             try:
                 sock, peer = self.sock.accept()
-            except (BlockingIOError, ConnectionAbortedError):
+            except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause(error)
-                    return
-                raise
-            try:
-                self._take(server, sock, peer[0])
-            except OSError:
-                sock.close()
+                if error.errno in _FAILED_CONNECTION:
+                    continue
+                self._pause(error)
+                return
+            self._take(sock, peer[0])
 
-    def _take(self, server: WebSocketServer, sock: socket.socket, address: str) -> None:
-        sock.setblocking(False)
-        if not server.admit(sock, address):
+    def _take(self, sock: socket.socket, address: str) -> None:
+        server = self._server
+        if not server.admit(address):
             server.tally.add("limited", "connections_closed")
             sock.close()
             return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        context = server._ssl_context
-        if context is not None:
-            sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-        connection = HttpConnection(server, self._reactor, sock, address)
-        self._reactor.register(connection.fd, connection)
         server.tally.add("connections_accepted")
+        connection = None
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            context = server._ssl_context
+            if context is not None:
+                sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            connection = HttpConnection(server, self._reactor, sock, address)
+            self._reactor.register(connection.fd, connection)
+        except Exception as error:
+            if not isinstance(error, OSError):  # that one is the network's affair
+                log.exception("a connection could not be taken")
+            if connection is not None:
+                connection.lost()
+            else:
+                sock.close()
+                server.release(address)
 
     def _pause(self, error: OSError) -> None:
         log.error("cannot accept connections: %s; trying again in %g s", error.strerror, _ACCEPT_PAUSE)

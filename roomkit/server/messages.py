@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
 import msgspec
 
+from roomkit.core.events import MAX_DEPTH, too_deep
 from roomkit.core.state import MAX_SONG_ID_LENGTH
 from roomkit.errors import InvalidMessage
 
 MessageId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-PlayerId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}$")]
+PlayerId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.:-]{1,64}\Z")]
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 ShortText = Annotated[str, msgspec.Meta(max_length=256)]
 
@@ -122,25 +123,28 @@ class Ping(_Message, frozen=True, tag="ping"):
     data: Nothing = Nothing()
 
 
-ClientMessage = Union[
-    Ready,
-    SelectSong,
-    UpdateSettings,
-    StartGame,
-    FinishGame,
-    Rematch,
-    Relay,
-    Perform,
-    Kick,
-    Lock,
-    Close,
-    Leave,
-    State,
-    Ping,
-]
+ClientMessage = (
+    Ready
+    | SelectSong
+    | UpdateSettings
+    | StartGame
+    | FinishGame
+    | Rematch
+    | Relay
+    | Perform
+    | Kick
+    | Lock
+    | Close
+    | Leave
+    | State
+    | Ping
+)
 
 _decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 _decode = _decoder.decode
+
+
+TOO_DEEP = f"it nests more than {MAX_DEPTH} deep"
 
 
 class _OnlyId(msgspec.Struct):
@@ -150,20 +154,27 @@ class _OnlyId(msgspec.Struct):
 _decode_id = msgspec.json.Decoder(_OnlyId).decode
 
 
-def decode_message(text: str | bytes) -> ClientMessage:
+def decode_message(text: str) -> ClientMessage:
     """Read one message.
 
     Raises:
         InvalidMessage: not JSON, or not one of the declared types; with ``message_id`` set where one could be read.
     """
     try:
-        return _decode(text)
+        message = _decode(text)
+        if len(text) <= 2 * MAX_DEPTH or not too_deep(text):  # most are short
+            return message
+        sentence = TOO_DEEP
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        try:
-            message_id = _decode_id(text).id
-        except (msgspec.DecodeError, RecursionError, ValueError):
-            message_id = None
-        sentence = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        refusal = InvalidMessage(sentence)
-        refusal.message_id = message_id
-        raise refusal from None
+        sentence = why_not(error)
+    refusal = InvalidMessage(sentence)
+    try:
+        refusal.message_id = _decode_id(text).id
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        pass
+    raise refusal
+
+
+def why_not(error: Exception) -> str:
+    """What was wrong with JSON from outside, as a sentence; not the whole of it again."""
+    return TOO_DEEP if isinstance(error, RecursionError) else str(error)[:200]

@@ -31,6 +31,9 @@ log = logging.getLogger("roomkit.reactor")
 READ = 1
 WRITE = 4
 _MAX_WAIT = 60.0
+#: Sockets handled in one turn. Under overload every socket is always ready; a turn without a bound would grow with what
+#: arrives during the last one, and nothing would be delivered in the meantime.
+_MAX_READY = 128
 _MAX_ROUNDS = 8  # of steps 3 and 4 in one turn: a drain may drop a connection, which touches the room again
 
 
@@ -59,25 +62,30 @@ class Reactor:
     def __init__(self, name: str) -> None:
         self.name = name
         self.now = monotonic()
-        self._poller = _EpollPoller() if hasattr(select, "epoll") else _SelectorPoller()
+        # Made by start(), so that a server that does not get its port holds nothing.
+        self._poller: _EpollPoller | _SelectorPoller
+        self._wake_receiver: socket.socket
+        self._wake_sender: socket.socket
         self._handlers: dict[int, Handler] = {}
         self._deadlines: DeadlineHeap[Handler] = DeadlineHeap()
         self._dirty: list[Handler] = []
         self._touched: list[LoopBroadcaster] = []
         # From other threads; both are atomic, and a wake too many does no harm.
         self._calls: deque[Callable[[], None]] = deque()
-        self._wake_sent = False
+        self._wake_sent = True  # before the start there is nobody to wake
         self._stopping = False
-        self._wake_receiver, self._wake_sender = socket.socketpair()
-        self._wake_receiver.setblocking(False)
-        self._wake_sender.setblocking(False)
-        self._poller.register(self._wake_receiver.fileno(), READ)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     # Any thread.
 
     def start(self) -> None:
         """Start the thread: a daemon, joined by :meth:`stop`."""
+        self._poller = _EpollPoller() if hasattr(select, "epoll") else _SelectorPoller()
+        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._wake_receiver.setblocking(False)
+        self._wake_sender.setblocking(False)
+        self._poller.register(self._wake_receiver.fileno(), READ)
+        self._wake_sent = False
         self._thread.start()
 
     def is_current(self) -> bool:
@@ -99,6 +107,8 @@ class Reactor:
 
     def run_and_wait(self, function: Callable[[], None], timeout: float) -> bool:
         """Have ``function`` and a whole turn after it run; wait at most ``timeout`` seconds. False: it did not."""
+        if not self._thread.is_alive():
+            return False
         done = threading.Event()
 
         def then() -> None:
@@ -114,7 +124,6 @@ class Reactor:
         self._stopping = True
         self._wake()
         if self._thread.ident is None:
-            self._close()
             return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -123,8 +132,8 @@ class Reactor:
 
     def register(self, fd: int, handler: Handler, mask: int = READ) -> None:
         """Watch a socket."""
-        self._handlers[fd] = handler
         self._poller.register(fd, mask)
+        self._handlers[fd] = handler
 
     def replace(self, fd: int, handler: Handler) -> None:
         """Another handler for a socket that is watched (an upgraded connection)."""
@@ -145,6 +154,10 @@ class Reactor:
         known = self._deadlines.get(handler)
         if known is None or deadline < known:
             self._deadlines.set(handler, deadline)
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> None:
+        """Run ``function`` after ``delay`` seconds, unless the thread has ended by then."""
+        self._deadlines.set(_Later(function), self.now + delay)
 
     def clear_deadline(self, handler: Handler) -> None:
         """Forget a handler's deadline."""
@@ -180,8 +193,11 @@ class Reactor:
                 except Exception:
                     self._failed(handler)
             elif fd == wake_fd:
-                self._wake_sent = False  # before reading: a call after this sends a byte again
+                # In this order. A call before the second line finds the flag set and sends nothing: it is made below.
+                # One after it sends a byte, which is not read here. The other way round that byte could be read here
+                # and the flag stay set: nobody would ever wake this thread again.
                 self._wake_receiver.recv(4096)
+                self._wake_sent = False
         for _ in range(len(self._calls)):
             try:
                 self._calls.popleft()()
@@ -243,6 +259,28 @@ class Reactor:
         self._wake_sender.close()
 
 
+class _Later:
+    """A call to be made by the clock: a handler with a deadline and no socket."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+
+    def on_io(self, mask: int) -> None:
+        """Never: it has no socket."""
+
+    def on_deadline(self, now: float) -> None:
+        """See Handler."""
+        self._function()
+
+    def flush(self) -> None:
+        """See Handler."""
+
+    def abort(self) -> None:
+        """See Handler."""
+
+
 class LoopBroadcaster:
     """A room's broadcaster on an I/O thread: drains at the end of the turn in which the room was touched."""
 
@@ -300,8 +338,9 @@ class _EpollPoller:
         self.close = self._epoll.close
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
-        # EPOLLIN is 1 and EPOLLOUT 4; EPOLLERR and EPOLLHUP (8, 16) alone are told as readable: recv says what is wrong.
-        return [(fd, mask if mask & 5 else READ) for fd, mask in self._epoll.poll(timeout)]
+        # EPOLLIN is 1 and EPOLLOUT 4; EPOLLERR and EPOLLHUP (8, 16) alone are told as readable: recv says what is
+        # wrong.
+        return [(fd, mask if mask & 5 else READ) for fd, mask in self._epoll.poll(timeout, _MAX_READY)]
 
 
 class _SelectorPoller:
@@ -324,7 +363,7 @@ class _SelectorPoller:
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
         found = []
-        for key, events in self._selector.select(timeout):
+        for key, events in self._selector.select(timeout)[:_MAX_READY]:
             mask = (READ if events & selectors.EVENT_READ else 0) | (WRITE if events & selectors.EVENT_WRITE else 0)
             found.append((key.fd, mask))
         return found

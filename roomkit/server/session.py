@@ -14,7 +14,7 @@ import msgspec
 
 from roomkit.core import commands as c
 from roomkit.core.events import Event, encode_json, rfc3339
-from roomkit.errors import CLOSE, InvalidMessage, RoomBusy, RoomkitError, close_code_for
+from roomkit.errors import CLOSE, InvalidMessage, InvalidTransition, RoomBusy, RoomkitError, close_code_for
 from roomkit.room import Room
 from roomkit.server import messages as m
 
@@ -83,7 +83,7 @@ class RoomSession:
             try:
                 self.room.remove_connection(self.player_id, self._connection)
             except RoomBusy:
-                self._server.retry(lambda: self.on_close(code, reason), _RETRY)
+                self._connection.reactor.call_later(_RETRY, lambda: self.on_close(code, reason))
 
     def on_message(self, message: str | bytes) -> None:
         """See websocket.Session."""
@@ -153,6 +153,9 @@ class RoomSession:
     # The others.
 
     def _rematch(self, message: m.Rematch) -> None:
+        status = self.room.status
+        if status not in self.room.lifecycle.finished:
+            raise InvalidTransition(self.room.id, str(status), "rematch")
         new = self._server.rooms.transfer(self.room, self.player_id)
         if message.id is not None:
             self._reply_ack(message.id, {"seq": self.room.get_state().seq, "room_id": new.id})
@@ -166,10 +169,10 @@ class RoomSession:
             data["events"] = events
         else:
             data["state"] = state.to_dict()
-        self._reply_ack(message.id or "", data)
+        self._reply_ack(message.id, data)
 
     def _ping(self, message: m.Ping) -> None:
-        self._reply_ack(message.id or "", {"time": rfc3339(self._server.wall_clock())})
+        self._reply_ack(message.id, {"time": rfc3339(self._server.wall_clock())})
 
     # Answers.
 
@@ -177,8 +180,11 @@ class RoomSession:
         seq = events[-1].seq if events else self.room.get_state().seq
         self._reply_ack(message_id, {"seq": seq})
 
-    def _reply_ack(self, message_id: str, data: dict[str, Any]) -> None:
-        self._connection.reply(encode_json({"type": "ack", "id": message_id, "data": data}))
+    def _reply_ack(self, message_id: str | None, data: dict[str, Any]) -> None:
+        answer: dict[str, Any] = {"type": "ack", "data": data}
+        if message_id is not None:
+            answer["id"] = message_id
+        self._connection.reply(encode_json(answer))
 
     def _refuse(self, message_id: str | None, error: RoomkitError) -> None:
         self._server.tally.add("refused", error.code)

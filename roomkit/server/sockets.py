@@ -11,9 +11,12 @@ from roomkit.server.reactor import READ, WRITE, Reactor
 if TYPE_CHECKING:
     from roomkit.server.listener import WebSocketServer
 
-RECEIVE_SIZE = 65_536
+#: Bytes read in one go: some hundred small messages, so that one connection's flood waits for its turn.
+RECEIVE_SIZE = 16_384
 #: TLS: records that may be read in one go, so that one connection cannot keep the thread to itself.
 _TLS_READS = 16
+#: TLS: how much is given to OpenSSL at a time: a record. It tells of no progress within one call.
+_TLS_RECORD = 16_384
 
 
 class SocketHandler:
@@ -25,6 +28,8 @@ class SocketHandler:
         "_counts",
         "_dirty",
         "_mask",
+        "_record",
+        "_send",
         "_stalled_at",
         "address",
         "alive",
@@ -50,6 +55,8 @@ class SocketHandler:
         self._mask = READ
         self._closing = False  # close the socket when the outbox is empty
         self._stalled_at = 0.0  # since when a write makes no progress; 0: it does
+        self._record = _TLS_RECORD if isinstance(sock, ssl.SSLSocket) else 0
+        self._send = self._send_records if self._record else sock.send
 
     def write(self, data: bytes, count: int = 0) -> None:
         """Append to the outbox; sent at the end of the turn."""
@@ -95,7 +102,7 @@ class SocketHandler:
         if chunks:
             data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             try:
-                sent = self.sock.send(data)
+                sent = self._send(data)
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 sent = 0
             except OSError:
@@ -113,6 +120,26 @@ class SocketHandler:
             self._watch(READ)
         if self._closing:
             self.on_flushed()
+
+    def take_outbox(self) -> bytes:
+        """What waits to be written, for the handler that takes the socket over."""
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        self._counts.clear()
+        self.pending_bytes = 0
+        self._watch(READ)
+        return data
+
+    def _send_records(self, data: bytes) -> int:
+        """TLS: as many records as the socket takes. OpenSSL holds the next one, and wants it offered again."""
+        sent = 0
+        view = memoryview(data)
+        try:
+            while sent < len(data):
+                sent += self.sock.send(view[sent : sent + _TLS_RECORD])
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            pass
+        return sent
 
     def _keep_rest(self, data: bytes, sent: int) -> None:
         self._on_partial(data, sent)
@@ -158,6 +185,13 @@ class SocketHandler:
         """The outbox is empty and the connection is to be closed."""
         self.lost()
 
+    def half_close(self) -> None:
+        """End our side of TCP only: a full close on top of unread data is a reset, and takes what was sent with it."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.lost()
+
     def on_io(self, mask: int) -> None:
         """See reactor.Handler."""
         raise NotImplementedError
@@ -179,6 +213,7 @@ class SocketHandler:
         self.pending_bytes = 0
         self.reactor.unregister(self.fd, self)
         self.sock.close()
+        self._send = self.sock.send  # with TLS it was our own method: no reference cycle is left behind
         self.hub.forget(self)
         self.on_lost()
 

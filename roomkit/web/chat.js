@@ -19,6 +19,7 @@ export class Chat {
       const text = input.value.trim();
       if (!text) return;
       input.value = '';
+      if (document.body.dataset.phase === 'play') input.blur();      // the keys are the lanes' again
       this.#say(text);
     });
     try {

@@ -37,7 +37,8 @@ export function explainClose({ code, name, reason }) {
 }
 
 /**
- * Follows a client. `retry` is called by the button of a connection that has ended.
+ * Follows a client. The pill's button makes a client that waits try at once; for a connection that has ended it calls
+ * `retry`.
  * Returns a function that stops it.
  */
 export function watchConnection(client, banner, retry) {
@@ -47,19 +48,25 @@ export function watchConnection(client, banner, retry) {
   let rtt = null;
   let last = null;
 
+  const again = () => (client.connection === 'closed' ? retry() : client.retryNow());
+
   const paint = () => {
     const state = client.connection === 'idle' ? 'connecting' : client.connection;
     let text = 'connecting…';
     if (state === 'open') text = rtt === null ? 'connected' : `connected · ${Math.max(1, Math.round(rtt))} ms`;
-    if (state === 'waiting') text = `reconnecting in ${Math.max(0, Math.ceil((due - Date.now()) / 1000))} s`;
+    if (state === 'waiting') text = `next try in ${Math.max(0, Math.ceil((due - Date.now()) / 1000))} s`;
     if (state === 'connecting' && everOpen) text = 'reconnecting…';
-    if (state === 'closed') text = `lost: ${client.closed?.reason || client.closed?.name || 'ended'}`;
+    const ended = state === 'closed' ? explainClose(client.closed ?? {}) : null;
+    if (ended) text = ended.title;
     pill().dataset.trouble = '';
     show(state, text);
+    // It stays while an attempt is made: a button that comes and goes loses the focus, and cannot be hit.
     const button = pill().querySelector('button');
-    if (state === 'closed' && retry && explainClose(client.closed ?? {}).remedy) {
-      if (!button) pill().append(h('button', { type: 'button', class: 'pill-retry', testid: 'retry-button', onclick: retry }, 'Retry'));
-    } else button?.remove();
+    const wanted = { waiting: true, connecting: button !== null, closed: ended?.remedy };
+    if (!wanted[state]) button?.remove();
+    else if (!button) {
+      pill().append(h('button', { type: 'button', class: 'pill-retry', testid: 'retry-button', onclick: again }, 'Retry'));
+    }
   };
 
   const changed = (change) => {

@@ -320,6 +320,36 @@ describe('with a server', () => {
     await agree(all);
   });
 
+  test('rematch: who was away longer than the history reaches, and who loaded the page anew, land in the new room too', async (t) => {
+    const small = await Server.start('--history-size', '4');
+    t.after(() => small.stop());
+    const wires = await network(t, small);
+    const roomId = await small.room({ max_players: 3 });
+    const [amy] = await seat(t, small.url, roomId, 'amy');
+    const [bob, cat] = await seat(t, wires.url, roomId, 'bob', 'cat');
+    await play(amy, [amy, bob, cat]);
+    wires.cut();
+    cat.close(); // her page is closed; what it stored is the token
+    const isAway = (playerId) => amy.record.until((event) => event.type === 'player_dropped' && event.data.player_id === playerId);
+    await Promise.all([bob.record.untilConnection('waiting'), ...['bob', 'cat'].map(isAway)]);
+    const asked = bob.sendMessage({ text: 'bob from the tunnel' });
+    await amy.finishGame({ winner: 'amy' });
+    for (let n = 1; n <= 10; n++) await amy.sendMessage({ text: `amy ${n}` });
+    const { room_id } = await within(amy.rematch(), 'the ack of rematch');
+    wires.restore();
+    const again = player(t, wires.url, roomId, 'cat', { token: cat.token });
+    const hello = await within(again.connect(), "cat's welcome");
+    assert.deepEqual([hello.state.id, again.roomId], [room_id, room_id]);
+    await within(asked, "bob's queued message");
+    const all = [amy, bob, again];
+    await everybody(all, (state) => state.id === room_id && state.players.length === 3 && state.players.every((p) => p.connected));
+    assert.ok(!bob.record.entries.some((entry) => entry.type === 'room_transferred'), 'the history no longer had it');
+    assert.ok(!bob.record.entries.some((entry) => entry.type === 'connection' && entry.data.state === 'closed'));
+    assert.deepEqual(texts(bob), ['bob from the tunnel']);
+    await play(amy, all);
+    assert.deepEqual(await agree(all), await small.api('GET', `/api/rooms/${room_id}`));
+  });
+
   test('closing the room ends everybody with 4510', async (t) => {
     const roomId = await server.room();
     const [amy, bob] = await seat(t, server.url, roomId, 'amy', 'bob');

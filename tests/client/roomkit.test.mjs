@@ -256,6 +256,30 @@ describe('coming back', () => {
     assert.equal(t.sockets.length, 2);
   });
 
+  test('retryNow() makes a waiting client try at once; in every other state it does nothing', () => {
+    const t = scripted();
+    t.client.retryNow();
+    assert.equal(t.sockets.length, 0, 'idle: connect() begins');
+    t.client.connect();
+    t.client.retryNow();
+    assert.equal(t.sockets.length, 1, 'an attempt is under way');
+    t.socket.tell(welcome());
+    t.client.retryNow();
+    assert.equal(t.sockets.length, 1, 'open');
+    t.socket.drop(1012, 'come back in 60 s');
+    t.client.retryNow();
+    assert.deepEqual([t.sockets.length, t.client.connection], [2, 'connecting'], 'even when a server asked for patience');
+    t.socket.drop();
+    assert.equal(t.changes.at(-1).attempt, 2, 'it counted as the first attempt');
+    t.client.retryNow();
+    t.socket.tell(welcome(roomState(), { recovered: true }));
+    t.system.advance(120_000);
+    assert.equal(t.sockets.length, 3, 'no timer of the skipped waits is left');
+    t.client.close();
+    t.client.retryNow();
+    assert.deepEqual([t.sockets.length, t.client.connection, t.system.timers.size], [3, 'closed', 0]);
+  });
+
   test('a silent network is noticed by ping, and any message counts as a sign of life', () => {
     const t = scripted({ pingInterval: 15, pingTimeout: 10 });
     t.open();
@@ -309,7 +333,8 @@ describe('the copy of the state', () => {
         assert.equal(t.client.me, null);
       }],
       [event(25, 'a_new_type', { anything: 1 }), (s) => assert.equal(s.status, 'playing')],
-      [event(26, 'room_closed', { reason: 'over' }), (s) => assert.equal(s.status, 'closed')],
+      [event(26, 'room_status', { status: 'over', previous: 'playing', ready_cleared: false }), (s) => assert.equal(s.status, 'over')],
+      [event(27, 'room_closed', { reason: 'enough' }), (s) => assert.equal(s.status, 'over')],
     ];
     for (const [message, check] of steps) {
       const before = t.client.state;
@@ -708,6 +733,66 @@ describe('moving to another room', () => {
     assert.equal(t.socket.query.room_id, 'room-2');
     assert.deepEqual(t.seqs(), [11]);
     t.client.close();
+  });
+
+  const gone = roomState({ seq: 40, status: 'closed', transferred_to: 'room-2' });
+
+  for (const recovered of [false, null]) {
+    test(`also when only the snapshot tells (recovered: ${recovered}); what was asked meanwhile is asked there`, async () => {
+      const storage = new MapStorage();
+      const t = scripted({ storage });
+      if (recovered === null) t.client.connect(); // a page that was loaded anew
+      else t.open().drop();
+      const asked = t.client.sendMessage({ text: 'on my way' });
+      t.system.advance(1000);
+      t.socket.tell(welcome(gone, { recovered, token: 'newer' }));
+      assert.deepEqual(t.socket.query, { room_id: 'room-2', player_id: 'amy', token: 'newer' });
+      assert.equal(t.client.roomId, 'room-2');
+      assert.equal(t.client.connection, 'connecting');
+      t.sockets.at(-2).onclose({ code: 4510, reason: 'of the room that it has left' });
+      assert.deepEqual(t.sockets.at(-2).sent, []);
+      t.socket.tell(welcome(roomState({ id: 'room-2', epoch: 'e9', seq: 2 }), { token: 'newer' }));
+      t.socket.ack('message', { seq: 3 });
+      assert.deepEqual(await asked, { seq: 3 });
+      assert.equal((await t.client.connect()).state.id, recovered === null ? 'room-2' : 'room-1', 'the first room it was open in');
+      assert.deepEqual([t.client.state.id, t.seqs()], ['room-2', []]);
+      assert.deepEqual([...storage], [['roomkit:room-2:amy', 'newer']]);
+      t.client.close();
+      assert.equal(t.system.timers.size, 0);
+    });
+  }
+
+  test('what was asked while away is kept for the new room also when the replay leads there', () => {
+    const t = scripted();
+    t.open().drop();
+    t.client.sendMessage({ text: 'on my way' });
+    t.system.advance(1000);
+    t.socket.tell(welcome({ ...gone, seq: 13 }, { recovered: true }));
+    t.socket.tell(transferred);
+    assert.deepEqual(t.sockets.at(-2).sent, []);
+    t.socket.tell(welcome(roomState({ id: 'room-2', epoch: 'e9', seq: 2 })));
+    assert.deepEqual(t.socket.sent.map((m) => m.data), [{ text: 'on my way' }]);
+    t.client.close();
+  });
+
+  test('also out of a gap that only a snapshot could fill, or out of refresh()', () => {
+    for (const ask of [(t) => t.socket.tell(gap(10)), (t) => t.client.refresh()]) {
+      const t = scripted();
+      t.open();
+      ask(t);
+      t.socket.ack('state', { seq: 10, state: { ...gone, seq: 10 } });
+      assert.equal(t.socket.query.room_id, 'room-2');
+      t.client.close();
+    }
+  });
+
+  test('a transfer that is told before the room has closed, or a closed room without one, moves nobody', () => {
+    for (const state of [{ ...gone, status: 'finished' }, { ...gone, transferred_to: null }]) {
+      const t = scripted();
+      t.open(welcome(state));
+      assert.deepEqual([t.sockets.length, t.client.connection], [1, 'open']);
+      t.client.close();
+    }
   });
 
   test('a new room that refuses ends it', () => {

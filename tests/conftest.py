@@ -1,0 +1,41 @@
+"""What every test gets: no leaked thread of roomkit's, and Hypothesis settings that cannot flake."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+#: How long a thread that was told to stop may take to end.
+JOIN_TIMEOUT = 2.0
+
+# The same examples in every run and no deadlines: a slow machine is no failure.
+settings.register_profile(
+    "roomkit", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+# By hand, to look for more: HYPOTHESIS_PROFILE=explore pytest ...
+settings.register_profile("explore", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "roomkit"))
+
+
+def roomkit_threads() -> set[threading.Thread]:
+    """Threads of roomkit's that are alive; all of them have names that start with roomkit."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("roomkit")}
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_threads() -> Iterator[None]:
+    """Fail a test after which a thread of roomkit's is still alive that was not there before."""
+    before = roomkit_threads()
+    yield
+    deadline = time.monotonic() + JOIN_TIMEOUT
+    started = roomkit_threads() - before
+    for thread in started:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    leaked = sorted(thread.name for thread in started if thread.is_alive())
+    if leaked:
+        pytest.fail(f"threads left behind: {', '.join(leaked)}")

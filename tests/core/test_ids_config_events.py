@@ -1,0 +1,311 @@
+"""Identifiers, names, bounds and data at the door; timestamps."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from roomkit import InvalidConfig, InvalidId, InvalidMessage, RoomConfig
+from roomkit.core.commands import CRITICAL_EVENTS
+from roomkit.core.commands import Command as AnyCommand
+from roomkit.core.events import CRITICAL_TYPES, DROPPABLE_TYPES, EVENT_TYPES, Event, clean_data, encode_json, rfc3339
+from roomkit.core.ids import check_id, check_name
+from roomkit.core.state import check_song_id, merge_settings
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:-"
+
+# Identifiers and names.
+
+
+@given(st.text(ALPHABET, min_size=1, max_size=64))
+def test_every_id_of_the_pattern_is_taken(value: str) -> None:
+    """1 to 64 of A-Za-z0-9_.:- come back as they are."""
+    assert check_id(value, "a room id") == value
+
+
+@given(st.text(max_size=70))
+def test_an_id_is_of_the_pattern_or_refused(value: str) -> None:
+    """Any other text is refused, naming what it was meant to be."""
+    if 1 <= len(value) <= 64 and set(value) <= set(ALPHABET):
+        assert check_id(value, "a room id") == value
+    else:
+        with pytest.raises(InvalidId, match=r"^a room id must be"):
+            check_id(value, "a room id")
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "a" * 65, "a b", "a/b", "a\n", "\na", "ä", "a\x00", "{a}", "١", None, 7, b"a", ["a"], True],  # noqa: RUF001
+)
+def test_bad_ids(value: object) -> None:
+    """Near misses: a newline at the end, other digits, other types; the message stays short."""
+    with pytest.raises(InvalidId) as caught:
+        check_id(value, "a player id")
+    assert len(str(caught.value)) < 200
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_huge_id_does_not_make_a_huge_message() -> None:
+    """What was refused is quoted, but not all of a megabyte of it."""
+    with pytest.raises(InvalidId) as caught:
+        check_id("x" * 1_000_000, "a room id")
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("value", ["Amy", "小美", "Zoë Ünal", "😀", "a" * 64, "x y"])
+def test_names_of_people(value: str) -> None:
+    """Printable text of any script is a name."""
+    assert check_name(value, "amy") == value
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_no_name_means_the_default(value: object) -> None:
+    """Who gives no name is called by the player id."""
+    assert check_name(value, "amy") == "amy"
+
+
+@pytest.mark.parametrize(
+    "value", ["a" * 65, "a\nb", "a\x00", "\x1b[31m", "\ud800", "\u202e", "\u2028", 7, b"amy", ["a"]]
+)
+def test_bad_names(value: object) -> None:
+    """Control characters, lone surrogates, text that turns the line around, and other types are refused."""
+    with pytest.raises(InvalidMessage):
+        check_name(value, "amy")
+
+
+@pytest.mark.parametrize("value", ["", "x" * 257, 7, None, b"s"])
+def test_bad_song_ids(value: object) -> None:
+    """A song id is text of 1 to 256 characters."""
+    with pytest.raises(InvalidMessage):
+        check_song_id(value)
+
+
+# Bounds.
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("max_players", value) for value in (0, -1, 100_001, 2.0, "4", True, None)],
+        *[("min_players", value) for value in (0, 5, -1, 1.5, True, "2")],
+        *[("queue_size", value) for value in (0, 1_000_001, 1.0)],
+        *[("queue_ceiling", value) for value in (99, 0, 1_000_001)],
+        *[("history_size", value) for value in (-1, 1_000_001, None)],
+        *[("watermark", value) for value in (-0.1, 1.1, math.nan, "x", True)],
+        *[("drop_watermark", value) for value in (-0.1, 1.1, math.nan)],
+        *[("max_lifetime", value) for value in (-1, math.nan, "60", None, True)],
+        *[("closed_ttl", -0.001), ("empty_ttl", math.nan), ("finished_ttl", "x"), ("reconnect_grace", None)],
+        *[("reservation_ttl", -1), ("busy_timeout", -1), ("busy_timeout", math.nan), ("busy_timeout", math.inf)],
+    ],
+)
+def test_a_bound_that_makes_no_sense_is_named(name: str, value: Any) -> None:
+    """Refused by InvalidConfig, a ValueError, which names the field; when made and when changed."""
+    for make in (lambda: RoomConfig(**{name: value}), lambda: RoomConfig().replace(**{name: value})):
+        with pytest.raises(InvalidConfig, match=f"^{name} must be") as caught:
+            make()
+        assert isinstance(caught.value, ValueError)
+
+
+def test_defaults_are_the_seeds() -> None:
+    """The numbers that the seed and DESIGN give."""
+    config = RoomConfig()
+    assert (config.max_players, config.seats_to_start, config.queue_size, config.history_size) == (4, 4, 100, 256)
+    assert (config.max_lifetime, config.closed_ttl, config.empty_ttl, config.finished_ttl) == (1800, 60, 300, 300)
+    assert (config.reconnect_grace, config.busy_timeout, config.watermark) == (300, 1, 0.8)
+
+
+def test_ttls_may_be_off_or_endless() -> None:
+    """0 turns a rule off, and infinity is a lifetime."""
+    assert RoomConfig(max_lifetime=0, empty_ttl=math.inf).max_lifetime == 0
+
+
+def test_a_config_cannot_be_changed() -> None:
+    """It is frozen; replace makes another, checked as a whole, and names an unknown option."""
+    config = RoomConfig(max_players=4, min_players=3)
+    with pytest.raises(AttributeError):
+        config.max_players = 5  # type: ignore[misc]
+    assert config.replace(max_players=6).seats_to_start == 3
+    with pytest.raises(InvalidConfig, match="min_players"):
+        config.replace(max_players=2)
+    with pytest.raises(InvalidConfig, match="unknown room option 'max_player'"):
+        config.replace(max_player=2)
+
+
+@given(st.integers(1, 50), st.data())
+def test_seats_to_start(size: int, data: st.DataObject) -> None:
+    """min_players from 1 to max_players is taken; left out it is max_players."""
+    least = data.draw(st.one_of(st.none(), st.integers(1, size)))
+    assert RoomConfig(max_players=size, min_players=least).seats_to_start == (size if least is None else least)
+
+
+# Data.
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=15,
+)
+objects = st.dictionaries(st.text(), json_values, max_size=5)
+
+
+@given(objects)
+def test_json_objects_pass_unchanged(data: dict[str, Any]) -> None:
+    """Any JSON object comes back equal, and what is sent of it can be read by any JSON parser."""
+    cleaned = clean_data(data)
+    assert cleaned == data
+    assert json.loads(encode_json(cleaned)) == data
+
+
+def test_data_is_copied_deeply() -> None:
+    """What the caller does with its object afterwards changes nothing."""
+    inner = {"list": [1, {"x": 1}]}
+    cleaned = clean_data({"inner": inner})
+    inner["list"].append(2)
+    inner["list"][1]["x"] = 2  # type: ignore[index]
+    assert cleaned == {"inner": {"list": [1, {"x": 1}]}}
+
+
+def cycle() -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    data["list"] = [data]
+    return data
+
+
+def deep(levels: int) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for _ in range(levels):
+        data = {"x": data}
+    return data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"x": "\ud800"},
+        {"\udfff": 1},
+        {"x": ["a\ud83d"]},
+        {"x": object()},
+        {"x": {1, object()}},
+        {"x": lambda: 1},
+        {("a", "b"): 1},
+        {None: 1},
+        cycle(),
+        deep(100_000),
+        [1],
+        "x",
+        None,
+        7,
+    ],
+    ids=lambda data: type(data).__name__,
+)
+def test_data_without_a_json_form_is_refused(data: Any) -> None:
+    """Lone surrogates, strange keys and objects, cycles, bottomless nesting: refused, and only by InvalidMessage."""
+    with pytest.raises(InvalidMessage, match=r"^results (must be a dict|has no JSON form)"):
+        clean_data(data, "results")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_json_lacks_become_null(value: float) -> None:
+    """NaN and the infinities, which browsers refuse to read, are sent as null."""
+    assert clean_data({"x": [value]}) == {"x": [None]}
+    assert encode_json({"x": value}) == b'{"x":null}'
+
+
+def test_numbers_as_keys_become_text() -> None:
+    """As json.dumps does it, so that results may be counted by seat."""
+    assert clean_data({7: {8: 1}}) == {"7": {"8": 1}}
+
+
+def test_a_message_needs_no_ascii() -> None:
+    """Text is sent as UTF-8."""
+    assert encode_json({"text": "小美 😀"}) == '{"text":"小美 😀"}'.encode()
+
+
+@given(objects, objects)
+def test_merging_settings(settings: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Newer values win, None removes, and the arguments stay as they are."""
+    settings = {key: value for key, value in settings.items() if value is not None}
+    before = (dict(settings), dict(changes))
+    merged = merge_settings(settings, changes)
+    assert (settings, changes) == before
+    assert all(merged[key] == value for key, value in changes.items() if value is not None)
+    assert set(merged) == (set(settings) | set(changes)) - {key for key, value in changes.items() if value is None}
+
+
+def test_settings_are_bounded() -> None:
+    """64 settings, and not one more."""
+    settings = {str(number): 1 for number in range(64)}
+    assert len(merge_settings({}, settings)) == 64
+    assert len(merge_settings(settings, {"0": None, "new": 1})) == 64
+    with pytest.raises(InvalidMessage, match="64"):
+        merge_settings(settings, {"new": 1})
+
+
+# Events.
+
+
+def test_each_event_type_is_critical_or_droppable() -> None:
+    """The two kinds have nothing in common, and a status change is never dropped."""
+    assert not CRITICAL_TYPES & DROPPABLE_TYPES
+    assert CRITICAL_TYPES | DROPPABLE_TYPES == EVENT_TYPES
+    for promised in ("room_status", "player_joined", "player_left", "game_started", "game_finished", "room_closed"):
+        assert promised in CRITICAL_TYPES
+
+
+def test_each_command_says_how_many_places_it_needs() -> None:
+    """No command is missing from the table of reservations."""
+    assert set(CRITICAL_EVENTS) == set(AnyCommand.__args__)  # type: ignore[attr-defined]
+
+
+def test_event_on_the_wire() -> None:
+    """As in docs/protocol.md; ``conflated`` only where something was."""
+    event = Event("message", 14, "2024-03-27T20:00:00.123Z", {"player_id": "amy", "data": {}})
+    assert json.loads(encode_json(event)) == {
+        "type": "message",
+        "seq": 14,
+        "timestamp": "2024-03-27T20:00:00.123Z",
+        "data": {"player_id": "amy", "data": {}},
+    }
+    assert json.loads(encode_json(msgspec.structs.replace(event, conflated=2)))["conflated"] == 2
+
+
+# Timestamps.
+
+
+@pytest.mark.parametrize(
+    ("at", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1711569600.123, "2024-03-27T20:00:00.123Z"),
+        (1711569600, "2024-03-27T20:00:00.000Z"),
+        (1711569600.9999, "2024-03-27T20:00:00.999Z"),
+        (951782399.5, "2000-02-28T23:59:59.500Z"),
+        (951782400, "2000-02-29T00:00:00.000Z"),
+        (4102444799.999, "2099-12-31T23:59:59.999Z"),
+    ],
+)
+def test_known_timestamps(at: float, text: str) -> None:
+    """Values worked out by hand: the epoch, a leap day, the end of a century."""
+    assert rfc3339(at) == text
+
+
+@given(st.lists(st.integers(0, 4_102_444_800_000), min_size=1, max_size=20))
+def test_timestamps_read_back(moments: list[int]) -> None:
+    """Every whole millisecond is written as it is, whatever was written before, and texts sort like times."""
+    texts = [rfc3339(milliseconds / 1000) for milliseconds in moments]
+    for milliseconds, text in zip(moments, texts, strict=True):
+        read = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc)
+        assert round(read.timestamp() * 1000) == milliseconds
+        assert len(text) == 24
+    assert [texts[index] for index in sorted(range(len(moments)), key=moments.__getitem__)] == sorted(texts)

@@ -1,0 +1,169 @@
+"""The I/O thread: what other threads ask of it is never forgotten, and it outlives what it is asked to do."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support.fakes import run_together
+
+from roomkit.server.reactor import Reactor
+
+PATIENCE = 10.0
+
+
+@pytest.fixture
+def reactor() -> Iterator[Reactor]:
+    """A started one."""
+    made = Reactor("roomkit-io-test")
+    made.start()
+    yield made
+    assert made.stop(PATIENCE)
+
+
+def call_and_wait(reactor: Reactor) -> bool:
+    done = threading.Event()
+    reactor.call(done.set)
+    return done.wait(PATIENCE)
+
+
+def test_a_call_while_it_wakes_is_not_the_last(reactor: Reactor) -> None:
+    """A call that comes between the wake-up and the reading of its byte: neither it nor those after it are forgotten.
+    (The byte it sends is read along with the first one; whoever remembers that it was sent would wait for ever.)"""
+    inside = threading.Event()
+    real = reactor._wake_receiver
+
+    class Nosy:
+        """The receiving end, which makes another thread call at the worst moment."""
+
+        def recv(self, size: int) -> bytes:
+            if not inside.is_set():
+                caller = threading.Thread(target=reactor.call, args=[inside.set])
+                caller.start()
+                caller.join()
+            return real.recv(size)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    reactor._wake_receiver = Nosy()  # type: ignore[assignment]
+    assert call_and_wait(reactor)
+    assert inside.wait(PATIENCE)
+    assert call_and_wait(reactor)
+    assert call_and_wait(reactor)
+
+
+def test_calls_from_many_threads_are_all_made(reactor: Reactor) -> None:
+    """Each of eight threads waits for its own call before the next one: a single one forgotten would stop it."""
+
+    def caller() -> bool:
+        return all(call_and_wait(reactor) for _ in range(300))
+
+    assert run_together([caller] * 8) == [True] * 8
+
+
+def test_calls_before_the_start_are_made_by_it() -> None:
+    """And a reactor that never starts can be stopped, and holds nothing."""
+    reactor = Reactor("roomkit-io-test")
+    made = threading.Event()
+    reactor.call(made.set)
+    assert not reactor.run_and_wait(lambda: None, PATIENCE)
+    reactor.start()
+    try:
+        assert made.wait(PATIENCE)
+    finally:
+        assert reactor.stop(PATIENCE)
+    assert not reactor.run_and_wait(lambda: None, PATIENCE)
+    assert Reactor("roomkit-io-test").stop(PATIENCE)
+
+
+def test_a_call_that_raises_is_logged(reactor: Reactor, caplog: Any) -> None:
+    """The next one is made."""
+    reactor.call(lambda: 1 / 0)
+    assert call_and_wait(reactor)
+    assert "division by zero" in caplog.text
+
+
+class Handler:
+    """A handler for a test; each method does what ``does`` says for its name."""
+
+    def __init__(self, **does: Callable[[], Any]) -> None:
+        self._does = does
+        self.seen: list[str] = []
+        self.happened = threading.Event()
+
+    def _do(self, name: str) -> None:
+        self.seen.append(name)
+        try:
+            self._does.get(name, lambda: None)()
+        finally:
+            self.happened.set()
+
+    def on_io(self, mask: int) -> None:
+        self._do("on_io")
+
+    def on_deadline(self, now: float) -> None:
+        self._do("on_deadline")
+
+    def flush(self) -> None:
+        self._do("flush")
+
+    def abort(self) -> None:
+        self._do("abort")
+
+
+@pytest.mark.parametrize("where", ["on_io", "on_deadline", "flush"])
+def test_a_handler_that_raises_is_aborted_alone(reactor: Reactor, where: str, caplog: Any) -> None:
+    """Whatever it fails in, even if closing it fails as well: the thread goes on."""
+    mine, other = socket.socketpair()
+    handler = Handler(**{where: lambda: 1 / 0, "abort": lambda: [][1]})
+
+    def begin() -> None:
+        if where == "on_io":
+            reactor.register(mine.fileno(), handler)
+        elif where == "on_deadline":
+            reactor.set_deadline(handler, reactor.now)
+        else:
+            reactor.mark_dirty(handler)
+
+    with mine, other:
+        other.send(b"x")
+        reactor.call(begin)
+        assert handler.happened.wait(PATIENCE)
+        assert call_and_wait(reactor)
+        reactor.call(lambda: reactor.unregister(mine.fileno(), handler))
+        assert call_and_wait(reactor)
+    assert handler.seen[:2] == [where, "abort"]
+    assert "division by zero" in caplog.text
+
+
+def test_the_earlier_deadline_counts(reactor: Reactor) -> None:
+    """set_deadline never puts a deadline off; clear_deadline does away with it."""
+    handler, cleared = Handler(), Handler()
+
+    def begin() -> None:
+        reactor.set_deadline(handler, reactor.now + 0.01)
+        reactor.set_deadline(handler, reactor.now + 3600)
+        reactor.set_deadline(cleared, reactor.now)
+        reactor.clear_deadline(cleared)
+
+    reactor.call(begin)
+    assert handler.happened.wait(PATIENCE)
+    assert call_and_wait(reactor)
+    assert cleared.seen == []
+
+
+def test_what_is_left_is_aborted_at_the_end() -> None:
+    """Every handler that still has a socket."""
+    reactor = Reactor("roomkit-io-test")
+    reactor.start()
+    mine, other = socket.socketpair()
+    handler = Handler()
+    with mine, other:
+        reactor.call(lambda: reactor.register(mine.fileno(), handler))
+        assert call_and_wait(reactor)
+        assert reactor.stop(PATIENCE)
+    assert handler.seen == ["abort"]

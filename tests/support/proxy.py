@@ -1,0 +1,140 @@
+"""A TCP proxy: the network between a browser and the server, and its failures."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import struct
+import threading
+import time
+
+from support.fakes import PATIENCE
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST, as a network that is gone
+
+
+class Proxy:
+    """Forwards every connection to ``port`` of 127.0.0.1, except during an outage.
+
+    Thread safety: any thread. Its one thread, ``proxy``, ends with :meth:`close`, which joins it.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._wake, self._woken = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        for sock in (self._listener, self._woken):
+            self._selector.register(sock, selectors.EVENT_READ)
+        self._peers: dict[socket.socket, socket.socket] = {}  # of the proxy's thread alone
+        self._changed = threading.Condition()
+        # Guarded by _changed:
+        self._down_until = 0.0  # monotonic
+        self._ended = False
+        self.cuts = 0  # connections that outages have cut
+        self.refused = 0  # connections that were tried during outages
+        self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
+        self._thread.start()
+
+    def cut(self, seconds: float = float("inf")) -> None:
+        """Lose every connection, and refuse new ones for ``seconds`` from now. Returns when they are lost."""
+        with self._changed:
+            self._down_until = time.monotonic() + seconds
+        self._wake.send(b"!")
+        with self._changed:
+            assert self._changed.wait_for(lambda: not self._peers, PATIENCE), "connections are left"
+
+    def restore(self) -> None:
+        """New connections go through again."""
+        with self._changed:
+            self._down_until = 0.0
+
+    @property
+    def is_down(self) -> bool:
+        """Whether there is an outage now."""
+        with self._changed:
+            return time.monotonic() < self._down_until
+
+    def close(self) -> None:
+        """Cut everything and end the thread. Can be called again."""
+        with self._changed:
+            self._ended = True
+        with contextlib.suppress(OSError):
+            self._wake.send(b"!")
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "the proxy's thread did not end"
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while not self._ended:
+            for key, _ in self._selector.select():
+                sock = key.fileobj
+                assert isinstance(sock, socket.socket)
+                if sock is self._listener:
+                    self._accept()
+                elif sock is self._woken:
+                    self._woken.recv(64)
+                    self._lose_all()
+                elif sock in self._peers:  # not closed earlier in this turn
+                    self._forward(sock)
+        self._lose_all()
+        self._selector.close()
+        for sock in (self._listener, self._wake, self._woken):
+            sock.close()
+
+    def _accept(self) -> None:
+        near, _ = self._listener.accept()
+        if self.is_down:
+            with self._changed:
+                self.refused += 1
+            _reset(near)
+            return
+        try:
+            far = socket.create_connection(self._target, PATIENCE)
+        except OSError:
+            _reset(near)
+            return
+        for sock, peer in ((near, far), (far, near)):
+            sock.settimeout(PATIENCE)  # both ends read whatever they are sent, so that sending hardly ever waits
+            self._peers[sock] = peer
+            self._selector.register(sock, selectors.EVENT_READ)
+
+    def _forward(self, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(65536)
+            if data:
+                self._peers[sock].sendall(data)
+                return
+        except OSError:
+            pass
+        self._forget(sock).close()
+        sock.close()
+
+    def _forget(self, sock: socket.socket) -> socket.socket:
+        peer = self._peers.pop(sock)
+        del self._peers[peer]
+        self._selector.unregister(sock)
+        self._selector.unregister(peer)
+        return peer
+
+    def _lose_all(self) -> None:
+        with self._changed:
+            while self._peers:
+                sock = next(iter(self._peers))
+                _reset(self._forget(sock))
+                _reset(sock)
+                self.cuts += 1
+            self._changed.notify_all()
+
+
+def _reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    sock.close()
