@@ -2,7 +2,8 @@
 
 * :class:`ThreadBroadcaster` (the library's): the room's own thread, started by the first event that has somebody to go
   to, parked when idle.
-* the server's (``roomkit.server.reactor``): the I/O thread that owns the room's connections, at the end of its loop turn.
+* the server's (``roomkit.server.reactor``): the I/O thread that owns the room's connections, at the end of its loop
+  turn.
 """
 
 from __future__ import annotations

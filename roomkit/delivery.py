@@ -54,7 +54,7 @@ class Connection(Protocol):
 
     Both methods are called by the room's broadcaster, never under a lock and never by two threads at once. They must
     not block: a connection that cannot take more keeps its own bounded outbox and gives up (closes itself) past it. An
-    exception from ``deliver`` is logged and counted and drops the connection, as a lost network would.
+    exception from ``deliver`` is logged and counted; the connection is dropped, as by a lost network, and closed (1011).
     """
 
     def deliver(self, batch: Batch) -> None:
@@ -128,9 +128,9 @@ def encode_gap(event: Event) -> bytes:
 class Subscription:
     """An in-process listener: ``callback(event)`` in seq order, on a thread of its own, never on an I/O thread.
 
-    Its outbox is bounded like a slow connection's: past ``limit`` waiting events newer droppable and critical ones alike
-    are left out, counted, and announced by a ``gap`` event after those that waited. A callback that raises is logged
-    and counted. Neither touches anybody else.
+    Its outbox is bounded like a slow connection's: past ``limit`` waiting events newer droppable and critical ones
+    alike are left out, counted, and announced by a ``gap`` event after those that waited. A callback that raises is
+    logged and counted. Neither touches anybody else.
 
     Monitor: ``_lock`` guards ``_outbox`` and the gap; the callback runs without it.
 
@@ -210,7 +210,9 @@ class Subscription:
         self._worker.request_stop()
 
     def stop(self, timeout: float = 0.0) -> bool:
-        """:meth:`request_stop`, and wait at most ``timeout`` seconds for a callback that runs; False if it still does."""
+        """:meth:`request_stop`, and wait at most ``timeout`` seconds for a callback that runs; False if it still
+        does.
+        """
         self._ended = True
         return self._worker.stop(timeout)
 

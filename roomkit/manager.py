@@ -63,7 +63,8 @@ class RoomManager:
         wall_clock: Unix seconds, for timestamps.
         lifecycle: the table of rooms that are made without their own.
         max_rooms, max_rooms_per_owner: limits; 0: none.
-        on_watermark: called as ``on_watermark(room, load)`` on the thread ``roomkit-hooks`` when a room's queue passes 80 %
+        on_watermark: called as ``on_watermark(room, load)`` on the thread ``roomkit-hooks`` when a room's queue passes
+        80 %
             or its share of dropped events 5 %.
         new_room_id, new_token: where ids and secrets come from.
 
@@ -150,7 +151,8 @@ class RoomManager:
             owner: who is charged for it, when ``max_rooms_per_owner`` is set.
 
         Raises:
-            RoomExists, LimitExceeded, ShuttingDown, InvalidId, InvalidConfig, InvalidMessage (metadata): nothing was made.
+            RoomExists, LimitExceeded, ShuttingDown, InvalidId, InvalidConfig, InvalidMessage (metadata): nothing was
+            made.
         """
         room = self._make_room(
             room_id,
@@ -359,8 +361,8 @@ class RoomManager:
         given up after ``reconnect_grace``. The host stays host.
 
         Raises:
-            NotHost, PlayerNotFound, InvalidTransition (closed), RoomExists, LimitExceeded, ShuttingDown, RoomBusy: the old
-            room is as it was and no new one is left.
+            NotHost, PlayerNotFound, InvalidTransition (closed), RoomExists, LimitExceeded, ShuttingDown, RoomBusy: the
+            old room is as it was and no new one is left.
         """
         with room.reading() as state:
             seats, bans = room.seats_locked(), room.bans_locked()

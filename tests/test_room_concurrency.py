@@ -37,6 +37,7 @@ from roomkit import (
     RoomManager,
     RoomState,
 )
+from roomkit.concurrency.worker import Worker
 from roomkit.testing import CopyOfState, InlineBroadcaster
 
 #: Threads that queue for a lock on a busy machine must not be told RoomBusy: here they are to wait.
@@ -234,7 +235,7 @@ def test_the_old_state_is_gone_before_the_event_can_be_seen() -> None:
     room.subscribe(lambda event: None)
     room.get_state()
     stale: list[RoomState | None] = []
-    queue = room._queue
+    queue = room._fanout.queue
     put = queue.offer
 
     def look_when_it_is_put(*args: Any) -> Any:
@@ -415,6 +416,8 @@ def test_nothing_of_a_player_comes_after_it_left(rooms: RoomManager) -> None:
 
 def test_closing_while_eight_write_ends_everything(rooms: RoomManager) -> None:
     """room_closed is the last event that anybody gets; connections are closed with 4510, once; no thread is left."""
+    # A thread that would linger for longer than the test waits for it: it has to end because the room did.
+    rooms.use_broadcaster(lambda room_id, drain: Worker(f"roomkit-room-{room_id}", drain, linger=10 * PATIENCE))
     room = rooms.create_room(max_players=6, min_players=2)
     wires = [Wire(), Wire()]
     for n, wire in enumerate(wires):
@@ -539,7 +542,7 @@ def test_an_operation_by_the_thread_that_reads_is_refused_at_once(name: str, ful
         assert room.get_events(before.seq) == ()
         assert (room.queue_depth, room.connection_count) == (depth, 1)
     room.drain()
-    assert room._queue.load == 0
+    assert room._fanout.queue.load == 0
     WRITES[name](room)
 
 

@@ -218,7 +218,7 @@ def test_without_a_place_an_operation_is_refused_and_nothing_changes(name: str, 
     assert rooms.tally.get("busy") == 1
     blocker.let_go()
     wire.wait_for_seq(before.seq)
-    eventually(lambda: room._queue.load == 0)
+    eventually(lambda: room._fanout.queue.load == 0)
     CRITICAL[name](room)
     final = room.get_state()
     assert final != before
@@ -232,7 +232,7 @@ def test_an_operation_waits_for_its_place_and_then_goes_on(rooms: RoomManager) -
     say(room, 4)
     before = room.get_state()
     waiting = start_thread(room.lock)
-    eventually(lambda: room._queue._waiting == 1)
+    eventually(lambda: room._fanout.queue._waiting == 1)
     assert room.get_state() == before
     room.send_message(None, {})  # dropped, but not held up: nobody holds the lock
     blocker.let_go()
@@ -355,9 +355,10 @@ def test_the_queue_of_an_active_room_grows_up_to_its_ceiling() -> None:
     assert room.dropped == {"message": 1}
 
 
-def test_the_thread_that_drains_makes_place_instead_of_waiting() -> None:
-    """With a full queue, on the I/O thread, an operation drains the room itself and then succeeds, in order."""
-    room = Room("r", RoomConfig(queue_size=2, busy_timeout=PATIENCE), broadcaster=SelfDrainer)
+@pytest.mark.parametrize("queue_size", [2, 3], ids=["full", "almost full"])
+def test_the_thread_that_drains_makes_place_instead_of_waiting(queue_size: int) -> None:
+    """Without enough places, on the I/O thread, an operation drains the room itself and then succeeds, in order."""
+    room = Room("r", RoomConfig(queue_size=queue_size, busy_timeout=PATIENCE), broadcaster=SelfDrainer)
     wire = Wire()
     room.join("amy", wire)
     room.drain()
@@ -449,7 +450,7 @@ def test_a_full_subscriber_still_gets_room_closed(rooms: RoomManager) -> None:
     assert entered.wait(PATIENCE)
     say(room, 5)
     room.close()
-    eventually(lambda: room.queue_depth == 0 and not room._broadcaster.running)  # type: ignore[attr-defined]
+    eventually(lambda: room.queue_depth == 0 and not room._fanout.broadcaster.running)  # type: ignore[attr-defined]
     gate.set()
     seen.wait(lambda listener: "room_closed" in listener.types)
     assert seen.types == ["message", "message", "gap", "room_closed"]

@@ -5,11 +5,11 @@ counted by type and announced, and everything taken out in one go.
 
 Three ways in, all non-blocking:
 
-* :meth:`EventQueue.put_reserved`: for critical items. Their places were reserved by :meth:`EventQueue.reserve`, which is
-  the only call that waits, and which is made before the room's lock is taken.
+* :meth:`EventQueue.put_reserved`: for critical items. Their places were reserved by :meth:`EventQueue.reserve`, which
+  is the only call that waits, and which is made before the room's lock is taken.
 * :meth:`EventQueue.offer`: for droppable items: refused when no unreserved place is free, and counted.
-* :meth:`EventQueue.put_control`: for what is no event (a welcome, a close); bounded by the number of connections, not by
-  the queue.
+* :meth:`EventQueue.put_control`: for what is no event (a welcome, a close); bounded by the number of connections, not
+  by the queue.
 
 Monitor: ``queue.Queue``'s own ``mutex`` guards everything; ``not_full`` is waited on by ``reserve`` and notified by
 ``drain`` and ``release``. Nobody waits for items: the broadcaster is woken from outside.
@@ -36,7 +36,9 @@ class Gap(NamedTuple):
 
 
 class Entry:
-    """An item in the queue. ``gap``: what was dropped just before it; ``conflated``: how many older ones it replaced."""
+    """An item in the queue. ``gap``: what was dropped just before it; ``conflated``: how many older ones it
+    replaced.
+    """
 
     __slots__ = ("conflated", "gap", "item", "key", "seq")
 

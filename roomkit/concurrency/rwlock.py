@@ -1,8 +1,8 @@
 """A reader-writer lock that refuses to hang on itself (seed, second disaster: RWMutex and the upgrade trap).
 
-The lock proper is readerwriterlock's *fair* one: readers share it, and a waiting writer holds back the readers that come
-after it, so a read-heavy room cannot starve its writers. This module adds who holds what, so that a thread that would
-wait for itself gets a ``LockUpgradeError`` at once instead of hanging for good.
+The lock proper is readerwriterlock's *fair* one: readers share it, and a waiting writer holds back the readers that
+come after it, so a read-heavy room cannot starve its writers. This module adds who holds what, so that a thread that
+would wait for itself gets a ``LockUpgradeError`` at once instead of hanging for good.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from roomkit.errors import LockUpgradeError, RoomBusy
 class RWLock:
     """Many readers or one writer.
 
-    ``read()`` within ``read()`` of the same thread is allowed and takes nothing new (waiting for a writer that waits for
-    this very reader would hang). Asking for ``write()`` while reading or writing, or for ``read()`` while writing,
+    ``read()`` within ``read()`` of the same thread is allowed and takes nothing new (waiting for a writer that waits
+    for this very reader would hang). Asking for ``write()`` while reading or writing, or for ``read()`` while writing,
     raises ``LockUpgradeError``.
 
     Thread safety: full. Blocking: at most ``timeout`` seconds per call.

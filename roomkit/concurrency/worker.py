@@ -18,8 +18,8 @@ log = logging.getLogger("roomkit.worker")
 class Worker:
     """Runs ``work`` on a thread of its own whenever :meth:`wake` was called since the last run began.
 
-    The thread is started by the first ``wake`` and ends after ``linger`` seconds without one, so an idle worker costs no
-    thread. ``work`` is never run by two threads at once.
+    The thread is started by the first ``wake`` and ends after ``linger`` seconds without one, so an idle worker costs
+    no thread. ``work`` is never run by two threads at once.
 
     Monitor: ``_condition`` guards ``_wanted``, ``_stopping`` and ``_thread``; the thread waits on it, ``wake`` and
     ``stop`` notify. ``work`` runs without it.

@@ -119,9 +119,9 @@ class WebSocketConnection(SocketHandler):
         self.session = session
         self._ws = WsConnection(ConnectionType.SERVER, list(extensions))
         self._compressed = bool(extensions)
-        # Answers to this connection's own messages: after the rooms' events. Frames, or what is to be framed by wsproto
-        # when it is written: a compressed message depends on those before it on the wire.
-        self._replies: list[bytes | Message[Any]] = []
+        # Answers to this connection's own messages: after the rooms' events. Frames; with compression messages, which
+        # are framed when they are written: a compressed one depends on those before it on the wire.
+        self._replies: list[Any] = []
         # The message that is being received.
         self._parts: list[Any] = []
         self._received = 0
@@ -177,7 +177,8 @@ class WebSocketConnection(SocketHandler):
         if isinstance(message, str) and not self._compressed:
             self._replies.append(text_frame(message.encode()))
         else:
-            self._replies.append(TextMessage(message) if isinstance(message, str) else BytesMessage(message))
+            event: Message[Any] = TextMessage(message) if isinstance(message, str) else BytesMessage(message)
+            self._replies.append(event if self._compressed else bytes(self._ws.send(event)))
         self.mark_dirty()
 
     def reply(self, payload: bytes) -> None:
@@ -201,8 +202,9 @@ class WebSocketConnection(SocketHandler):
             return
         if self._replies:
             replies, self._replies = self._replies, []
-            frames = [reply if isinstance(reply, bytes) else bytes(self._ws.send(reply)) for reply in replies]
-            self.write(b"".join(frames), len(frames))
+            if self._compressed:
+                replies = [reply if isinstance(reply, bytes) else bytes(self._ws.send(reply)) for reply in replies]
+            self.write(b"".join(replies), len(replies))
         if self._close_code is not None and not self._close_sent:
             self._send_close()
         super().flush()

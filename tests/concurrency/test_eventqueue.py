@@ -216,7 +216,7 @@ def test_reserve_waits_until_a_place_is_free(wake: str) -> None:
     if wake == "drain":
         queue.put_reserved("item", 1)
     got: list[bool] = []
-    thread = start_thread(lambda: got.append(queue.reserve(1, PATIENCE)))
+    thread = start_thread(lambda: got.append(queue.reserve(1, 10 * PATIENCE)))  # longer than join() waits for it
     eventually(lambda: queue._waiting == 1)
     assert got == []
     if wake == "drain":
@@ -244,7 +244,7 @@ def test_every_waiting_reserve_is_served_one_after_the_other() -> None:
     queue = full_queue()
 
     def use() -> None:
-        assert queue.reserve(1, PATIENCE)
+        assert queue.reserve(1, 10 * PATIENCE)
         queue.release(1)
 
     threads = [start_thread(use) for _ in range(20)]

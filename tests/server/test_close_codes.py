@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from typing import Any
 
 import pytest
-from support.bench import Bench
+from support.bench import Bench, small_send_buffers
 from support.fakes import eventually
 from support.ws import BINARY, CLOSE, CONTINUATION, PING, TEXT, Closed, WsClient, frame
 
@@ -231,12 +230,6 @@ def slow_client(bench: Bench, server: Server, **more: Any) -> WsClient:
     return bench.join(server, player_id="slow", receive_buffer=4096, **more)
 
 
-def small_send_buffers(server: Server) -> None:
-    """Have the kernel hold little of what the server sends, so that a client that does not read is noticed soon."""
-    assert server.listener._acceptor is not None
-    server.listener._acceptor.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-
-
 @pytest.mark.parametrize(
     "limits", [{"outbox_messages": 20, "outbox_bytes": 0}, {"outbox_messages": 0, "outbox_bytes": 30_000}]
 )
@@ -316,6 +309,25 @@ def test_a_client_that_is_cut_off_after_several_stalls_gets_a_clean_end(bench: B
     assert slow.wait_closed() == 4008
 
 
+def test_4008_in_the_middle_of_the_very_first_bytes(bench: Bench) -> None:
+    """One who comes back to a long replay and does not read it: what it finds later is the handshake, whole events, and
+    4008."""
+    server = bench.serve(write_timeout=0.3, close_timeout=5)
+    small_send_buffers(server)
+    room = server.rooms.create_room("room")
+    amy = bench.join(server)
+    amy.cut()
+    for n in range(100):
+        room.send_message(None, {"n": n, "pad": "x" * (5000 + 13 * n)})
+    known = {"token": amy.welcome["token"], "epoch": amy.welcome["epoch"], "seq": amy.welcome["seq"]}
+    slow = bench.connect(server, receive_buffer=4096, **known)
+    eventually(lambda: server.tally.get("slow_connections"))
+    assert slow.wait_closed() == 4008
+    first = amy.welcome["seq"]
+    assert slow.seqs == list(range(first + 1, first + 1 + len(slow.seqs)))
+    assert len(slow.seqs) < 100
+
+
 def test_a_slow_client_that_never_reads_again_is_let_go(bench: Bench) -> None:
     """Not even the close frame can be written: after close_timeout its socket is closed all the same."""
     server = bench.serve(write_timeout=0.2, message_rate=0, close_timeout=0.2)
@@ -369,6 +381,19 @@ def test_violations_close_with_the_rfc_s_code(server: Server, bench: Bench, code
     assert closed(bad)[0] == code
     amy.until("player_dropped")
     assert amy.do("ping")
+
+
+@pytest.mark.parametrize("data", [frame(3, b""), frame(TEXT, b"{}", mask=None), frame(TEXT, b"\xff")])
+def test_after_a_violation_the_server_ends_tcp_at_once(bench: Bench, data: bytes) -> None:
+    """It waits for no answer that it could not read any more: not for close_timeout, which is longer than this test's
+    patience."""
+    server = bench.serve(close_timeout=60)
+    server.rooms.create_room("room")
+    bad = bench.join(server)
+    bad.send_raw(data)
+    closed(bad)
+    bad.close()
+    eventually(lambda: not server.listener.connection_count)
 
 
 def test_nothing_after_a_violation_is_carried_out(server: Server, bench: Bench) -> None:

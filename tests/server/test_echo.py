@@ -360,7 +360,7 @@ def packed(payload: bytes) -> bytes:
     return (deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
-@pytest.mark.parametrize("cut", [1, 3, 50])
+@pytest.mark.parametrize("cut", [1, 3, 1100])
 def test_a_bomb_is_stopped_before_it_has_gone_off(echoes: Echoes, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few kilobytes that would inflate to 64 MiB are 1009 as soon as the limit is passed, in one frame or in many,
     and no more than the limit was ever inflated. Exactly the limit passes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 import subprocess
 import threading
@@ -11,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.bench import Bench
+from support.bench import Bench, small_send_buffers
 from support.fakes import eventually
 from support.rest import exchange, read_all, request, status_of
 from support.ws import TEXT, HandshakeFailed, dial, frame, upgrade_request
@@ -485,8 +484,7 @@ def test_a_slow_tls_client_that_reads_is_no_stalled_one(
     server = bench.serve(
         tls_cert=certificate[0], tls_key=certificate[1], write_timeout=0.4, message_rate=0, handshake_timeout=0
     )
-    assert server.listener._acceptor is not None
-    server.listener._acceptor.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    small_send_buffers(server)
     room = server.rooms.create_room("room")
     amy = bench.join(server, tls=trust)
     amy.cut()
@@ -515,8 +513,7 @@ def test_a_tls_client_that_never_reads_is_disconnected(
         message_rate=0,
         close_timeout=5,
     )
-    assert server.listener._acceptor is not None
-    server.listener._acceptor.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    small_send_buffers(server)
     room = server.rooms.create_room("room")
     slow = bench.join(server, tls=trust, receive_buffer=4096)
     for n in range(900):

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.bench import Bench
+from support.bench import Bench, small_send_buffers
 from support.fakes import eventually
 from support.rest import Answer, ask, exchange, request, status_of
 from support.ws import dial, frame
@@ -775,6 +775,7 @@ def test_a_failing_application_is_500_and_the_server_goes_on(
 def test_a_large_answer_to_a_slow_reader_arrives_whole(bench: Bench) -> None:
     """Longer than handshake_timeout, but never stalled for write_timeout: it is not cut off."""
     server = bench.serve(handshake_timeout=0.4, write_timeout=2)
+    small_send_buffers(server)
     rooms = server.rooms
     for n in range(60):
         rooms.create_room(f"room-{n}", metadata={"pad": "x" * 50_000})
@@ -791,3 +792,17 @@ def test_a_large_answer_to_a_slow_reader_arrives_whole(bench: Bench) -> None:
             if time.monotonic() < end:
                 time.sleep(0.03)  # no synchronisation: the slowness is what is tested
         assert body == length
+
+
+@pytest.mark.parametrize("handshake_timeout", [0, 10])
+def test_an_answer_that_nobody_reads_is_given_up(bench: Bench, handshake_timeout: float) -> None:
+    """After write_timeout without progress the connection is closed, also when there was some at first."""
+    server = bench.serve(handshake_timeout=handshake_timeout, write_timeout=0.3)
+    small_send_buffers(server)
+    for n in range(20):
+        server.rooms.create_room(f"room-{n}", metadata={"pad": "x" * 50_000})
+    with dial(server.listener.address, receive_buffer=4096) as sock:
+        sock.sendall(b"GET /api/rooms?limit=200 HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(20):
+            sock.recv(4096)
+        eventually(lambda: server.listener.connection_count == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,7 +128,7 @@ streams = st.lists(st.one_of(small_text, small_text, any_frame, st.binary(max_si
 def test_both_ways_agree(stream: bytes, cuts: list[int], size: int, fragments: int) -> None:
     """Messages, answers and close codes are the same with and without the short way, however the bytes arrive."""
     points = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
-    chunks = [stream[a:b] for a, b in zip(points, points[1:], strict=False)]
+    chunks = [stream[a:b] for a, b in pairwise(points)]
     limits = Limits(max_message_size=size, max_fragments=fragments, message_rate=0)
     assert run(chunks, limits, True) == run(chunks, limits, False)
 

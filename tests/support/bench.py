@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 from support.ws import WsClient
@@ -26,6 +27,12 @@ def open_sockets() -> set[str]:
         if target.startswith(("socket:", "anon_inode:[eventpoll]")):
             found.add(f"{target} as {name}" if target.startswith("anon") else target)
     return found
+
+
+def small_send_buffers(server: Server) -> None:
+    """Have the kernel hold little of what the server sends, so that a client that does not read is noticed soon."""
+    assert server.listener._acceptor is not None
+    server.listener._acceptor.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
 
 class Bench:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Locator, Page, expect
-
+from playwright.sync_api import Browser, Locator, expect
 from support.fakes import PATIENCE
 
 KEYS = "DFJK"
@@ -31,12 +30,14 @@ NETWORK_LOST = "net::ERR_|WebSocket connection to"
 #: What it says of every answer that is an error.
 REFUSED = "the server responded with a status of (4|503)"
 
-#: Follows the page from before its first script: every event that the client tells with the copy of the state that it led
-#: to, every state of the pill. The room's client is found in the turn in which it is made: observers run at its end.
+#: Follows the page from before its first script: every event that the client tells with the copy of the state that it
+#: led to, every state of the pill. The room's client is found in the turn in which it is made (observers run at its
+#: end), before any event of it.
 _RECORDER = """
 (() => {
   const record = window.record = { events: [], states: {}, pill: [], violations: [] };
-  document.addEventListener('securitypolicyviolation', (e) => record.violations.push(`${e.violatedDirective} ${e.blockedURI}`));
+  const blocked = (event) => record.violations.push(`${event.violatedDirective} ${event.blockedURI}`);
+  document.addEventListener('securitypolicyviolation', blocked);
   let client = null;
   const look = () => {
     const pill = document.getElementById('connection')?.dataset.state;
@@ -62,7 +63,9 @@ class Person:
         pardoned: a regular expression for what the browser may say on the console, while it is set.
     """
 
-    def __init__(self, browser: Browser, name: str, origin: str, *, phone: bool = False, calm: bool = False, script: str = "") -> None:
+    def __init__(
+        self, browser: Browser, name: str, origin: str, *, phone: bool = False, calm: bool = False, script: str = ""
+    ) -> None:
         self.name = name
         self.origin = origin
         self.phone = phone

@@ -11,8 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import roomkit
 from support.fakes import PATIENCE
+
+import roomkit
 
 ROOT = Path(roomkit.__file__).parents[1]  # of the package that is tested
 

@@ -1,0 +1,392 @@
+"""Fanout: the delivery half of a room. Who listens, what waits for them, and how it reaches them.
+
+The room calls it under its write lock to publish (``*_locked``), and its broadcaster's thread calls
+:meth:`Fanout.drain`. The two meet in the queue alone: what the broadcaster reads besides is replaced as a whole, never
+changed in place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from threading import get_ident
+from time import monotonic
+from typing import Any
+
+import msgspec
+
+from roomkit.broadcaster import Broadcaster, BroadcasterFactory
+from roomkit.concurrency.eventqueue import Entry, EventQueue
+from roomkit.core.config import RoomConfig
+from roomkit.core.events import CRITICAL_TYPES, Event, encode_json, rfc3339
+from roomkit.core.history import History
+from roomkit.delivery import (
+    Batch,
+    CloseAll,
+    CloseLink,
+    Connection,
+    Link,
+    SendTo,
+    Subscription,
+    encode_gap,
+    gap_event,
+)
+from roomkit.errors import CLOSE, RoomBusy
+from roomkit.runtime import Runtime
+
+log = logging.getLogger("roomkit.room")
+
+_LEAVE_CODES = {
+    "left": (CLOSE["normal"], "left"),
+    "kicked": (CLOSE["kicked"], "kicked by the host"),
+    "banned": (CLOSE["kicked"], "banned by the host"),
+    "expired": (CLOSE["room_not_found"], "the seat was given up"),
+}
+
+#: Events after which the share of dropped ones is judged anew.
+_DROP_WINDOW = 100
+
+
+class Fanout:
+    """See the module. One per room.
+
+    Args:
+        drop_link: called (no lock held) with a link whose connection failed.
+        watermark: called (no lock held) with the queue's load when it passes its watermark.
+
+    Thread safety: ``*_locked`` under the room's write lock; :meth:`drain` and what it calls by the broadcaster's
+    thread; the rest by any.
+    """
+
+    __slots__ = (
+        "_config",
+        "_drainer",
+        "_drop_link",
+        "_drop_window",
+        "_links",
+        "_runtime",
+        "_subscriptions",
+        "_view",
+        "_watermark",
+        "_watermark_passed",
+        "broadcaster",
+        "queue",
+        "room_id",
+    )
+
+    def __init__(
+        self,
+        room_id: str,
+        config: RoomConfig,
+        runtime: Runtime,
+        broadcaster: BroadcasterFactory,
+        *,
+        drop_link: Callable[[Link], object],
+        watermark: Callable[[float], None],
+    ) -> None:
+        self.room_id = room_id
+        self.queue = EventQueue(config.queue_size, config.queue_ceiling)
+        self.broadcaster: Broadcaster = broadcaster(room_id, self.drain)
+        self._config = config
+        self._runtime = runtime
+        self._drop_link = drop_link
+        self._watermark = watermark
+        # Guarded by the room's write lock:
+        self._links: dict[str, Link] = {}
+        # Written under the room's write lock, read without it (each is one immutable object, replaced as a whole):
+        self._view: tuple[Link, ...] = ()
+        self._subscriptions: tuple[Subscription, ...] = ()
+        # The id of the thread that is in drain(); only ever compared by a thread with its own id.
+        self._drainer: int | None = None
+        # For the watermark hook; a race only moves the moment at which it is called.
+        self._watermark_passed = False
+        self._drop_window = (0, 0)
+
+    @property
+    def connection_count(self) -> int:
+        """Live connections."""
+        return len(self._view)
+
+    # Before and after an operation, without the room's lock.
+
+    def reserve(self, count: int, refuse_upgrade: Callable[[], None]) -> int:
+        """Set places aside for ``count`` critical events; returns how many were (none when nobody listens).
+
+        Waits at most ``busy_timeout``; the thread that drains never waits: it drains. ``refuse_upgrade`` is asked
+        before waiting, so that a thread that will be refused the lock anyhow is told so at once.
+
+        Raises:
+            RoomBusy: there was no place in time; none is set aside.
+        """
+        if not (self._view or self._subscriptions):
+            return 0
+        queue = self.queue
+        if queue.load >= self._config.watermark and self.broadcaster.is_current():
+            self.drain()
+        if not count:
+            return 0
+        if queue.reserve(count, 0):
+            return count
+        refuse_upgrade()
+        timeout = self._config.busy_timeout
+        if self.broadcaster.is_current():
+            self.drain()
+            timeout = 0
+        if not queue.reserve(count, timeout):
+            self._runtime.tally.add("busy")
+            raise RoomBusy(f"the queue of room {self.room_id!r} had no place within {timeout} s; try again")
+        return count
+
+    def published(self, count: int, dropped: int) -> None:
+        """An operation has published ``count`` events, of which ``dropped`` had no place: have the queue drained."""
+        # A drop must be announced, even if everything else was delivered by now.
+        if self.queue.queue or dropped:
+            self.broadcaster.wake()
+            if (dropped or self.queue.load >= self._config.watermark) and not self.broadcaster.is_current():
+                self._check_watermark(count, dropped)  # the thread that drains is about to
+
+    def _check_watermark(self, count: int, dropped: int) -> None:
+        config = self._config
+        seen, lost = self._drop_window
+        seen, lost = seen + count, lost + dropped
+        load = self.queue.load
+        passed = load >= config.watermark
+        if seen >= _DROP_WINDOW:
+            passed = passed or lost / seen > config.drop_watermark
+            seen = lost = 0
+        self._drop_window = (seen, lost)
+        if passed and not self._watermark_passed:
+            self._watermark_passed = True
+            self._watermark(load)
+
+    # Under the room's write lock.
+
+    def publish_locked(self, events: Sequence[Event], reserved: int, key: object, history: History) -> tuple[int, int]:
+        """Queue the events, in order; returns what is left of ``reserved``, and how many were dropped."""
+        dropped = 0
+        if self._view or self._subscriptions:
+            queue = self.queue
+            for event in events:
+                kind = event.type
+                if kind in CRITICAL_TYPES:
+                    queue.put_reserved(event, event.seq, reserved > 0)
+                    reserved -= 1
+                elif queue.offer(event, event.seq, kind, key) is None:
+                    dropped += 1
+            if events[-1].type == "room_closed":
+                # From here on nobody is attached or detached: what is left is the broadcaster's to close.
+                self._links.clear()
+                queue.put_control(CloseAll(CLOSE["room_closed"], str(events[-1].data["reason"])[:100]))
+                return reserved, dropped
+        for event in events:
+            if event.type == "player_left":
+                link = self._links.get(event.data["player_id"])
+                if link is not None:
+                    self.detach_locked(link)
+                    # What is still queued would not reach a link that is no longer in the view.
+                    self.queue.put_control(SendTo(link, _rest_for(link, history.latest(len(history)) or events)))
+                    self.queue.put_control(CloseLink(link, *_LEAVE_CODES[event.data["reason"]]))
+        return reserved, dropped
+
+    def attach_locked(
+        self, player_id: str, connection: Connection, seq: int, first: Callable[[], Sequence[bytes]], *, closed: bool
+    ) -> None:
+        """Begin with ``first`` (a welcome that knows everything up to ``seq``), then what comes after ``seq``.
+
+        Through the queue, so that it is in order with the events. A connection that the player had is closed. In a
+        ``closed`` room nothing comes after: it is told what it missed, and closed like the others were.
+        """
+        link = Link(player_id, connection, seq)
+        older = self._links.get(player_id)
+        if older is not None and older.connection is not connection:
+            self.queue.put_control(CloseLink(older, CLOSE["replaced"], "a newer connection took the seat"))
+        if not closed:
+            self._links[player_id] = link
+            self._view = tuple(self._links.values())
+        self.queue.put_control(SendTo(link, first))
+        if closed:
+            self.queue.put_control(CloseLink(link, CLOSE["room_closed"], "the room is closed"))
+
+    def find_locked(self, player_id: str) -> Link | None:
+        """The player's link (the read lock is enough)."""
+        return self._links.get(player_id)
+
+    def detach_locked(self, link: Link) -> bool:
+        """Forget a link; False: it is not the player's any more."""
+        if self._links.get(link.player_id) is not link:
+            return False
+        del self._links[link.player_id]
+        self._view = tuple(self._links.values())
+        return True
+
+    def subscribe_locked(self, subscription: Subscription) -> None:
+        """Add an in-process listener."""
+        self._subscriptions = (*self._subscriptions, subscription)
+
+    def unsubscribe_locked(self, subscription: Subscription) -> None:
+        """Forget an in-process listener."""
+        self._subscriptions = tuple(known for known in self._subscriptions if known is not subscription)
+
+    # Delivery: only the broadcaster's thread comes here.
+
+    def drain(self) -> None:
+        """Deliver everything that is queued. Called by the broadcaster's thread and no other; never blocks.
+
+        Called again from within (by a connection that operates on the room while it is delivered to) it does nothing:
+        what is queued by then goes out after what is being delivered.
+        """
+        if self._drainer == get_ident():
+            return
+        self._drainer = get_ident()
+        try:
+            self._drain()
+        finally:
+            self._drainer = None
+
+    def _drain(self) -> None:
+        entries, trailing = self.queue.drain()
+        self._watermark_passed = False
+        run: list[Entry] = []
+        for entry in entries:
+            if type(entry.item) is Event:
+                run.append(entry)
+                continue
+            if run:
+                self._guarded(self._deliver, run, None)
+                run = []
+            self._guarded(self._control, entry.item)
+        if run or trailing is not None:
+            self._guarded(self._deliver, run, trailing)
+
+    def _guarded(self, step: Callable[..., None], *args: Any) -> None:
+        """One step that fails must not take with it what comes after (a close, another player's welcome)."""
+        try:
+            step(*args)
+        except Exception:
+            log.exception("room %s could not deliver everything", self.room_id)
+            self._runtime.tally.add("delivery_errors")
+
+    def _deliver(self, run: Sequence[Entry], trailing: Any) -> None:
+        # The views are read after the queue was drained: whoever was attached before an event was queued is in them.
+        links = self._view
+        subscriptions = self._subscriptions
+        messages: list[bytes] = []
+        seqs: list[int] = []
+        events: list[Event] = []
+        lost: dict[str, int] = {}
+        for entry in run:
+            event: Event = entry.item
+            if entry.gap is not None:
+                self._note_gap(entry.gap, event.timestamp, messages, seqs, events, lost)
+            if entry.conflated:
+                event = msgspec.structs.replace(event, conflated=entry.conflated)
+            messages.append(encode_json(event))
+            seqs.append(event.seq)
+            events.append(event)
+        if trailing is not None:
+            stamp = rfc3339(self._runtime.wall_clock())
+            self._note_gap(trailing, stamp, messages, seqs, events, lost)
+        batch = Batch(messages)
+        first = seqs[0]
+        delivered = 0
+        for link in links:
+            if link.ended:
+                continue
+            after = link.after_seq
+            mine = batch
+            if after >= first:
+                rest = [message for message, seq in zip(messages, seqs, strict=True) if seq > after]
+                if not rest:
+                    continue
+                mine = Batch(rest)
+            link.after_seq = seqs[-1]
+            if self._send(link, mine):
+                delivered += len(mine)
+        for subscription in subscriptions:
+            missed = subscription.offer(events)
+            if missed:
+                self._runtime.tally.add("dropped_by_subscribers", count=missed)
+        if delivered:
+            self._runtime.tally.add("deliveries", count=delivered)
+        if lost:
+            self._runtime.tally.add_many("dropped", lost)
+
+    def _note_gap(
+        self, gap: Any, stamp: str, messages: list[bytes], seqs: list[int], events: list[Event], lost: dict[str, int]
+    ) -> None:
+        notice = gap_event(gap.after, gap.types, stamp)
+        messages.append(encode_gap(notice))
+        seqs.append(gap.last)
+        events.append(notice)
+        for kind, count in gap.types.items():
+            lost[kind] = lost.get(kind, 0) + count
+
+    def _send(self, link: Link, batch: Batch) -> bool:
+        try:
+            link.connection.deliver(batch)
+        except Exception:
+            log.exception("a connection of room %s failed and is dropped", self.room_id)
+            self._runtime.tally.add("connection_errors")
+            try:
+                self._drop_link(link)
+            except RoomBusy:
+                log.warning("room %s was too busy to drop a failed connection", self.room_id)
+            self._close_connection(link, CLOSE["internal_error"], "the connection failed")
+            return False
+        return True
+
+    def _control(self, item: Any) -> None:
+        if type(item) is SendTo:
+            messages = item.messages()
+            if self._send(item.link, Batch(messages)):
+                self._runtime.tally.add("deliveries", count=len(messages))
+        elif type(item) is CloseLink:
+            self._close_connection(item.link, item.code, item.reason)
+        elif type(item) is CloseAll:
+            # Without the lock, which a reader may hold for long: a closed room attaches and detaches nobody.
+            links, self._view = self._view, ()
+            for link in links:
+                self._close_connection(link, item.code, item.reason)
+            for subscription in self._subscriptions:
+                subscription.finish()
+            self.broadcaster.retire()
+
+    def _close_connection(self, link: Link, code: int, reason: str) -> None:
+        if link.ended:
+            return
+        link.ended = True
+        try:
+            link.connection.close(code, reason)
+        except Exception:
+            log.exception("a connection of room %s failed to close", self.room_id)
+            self._runtime.tally.add("connection_errors")
+
+    # For the manager, by way of the room.
+
+    def use_broadcaster(self, factory: BroadcasterFactory, timeout: float) -> None:
+        """Have another thread drain from now on; waits at most ``timeout`` seconds for the one that did."""
+        self.broadcaster.stop(timeout)
+        self.broadcaster = factory(self.room_id, self.drain)
+        if self.queue.queue:
+            self.broadcaster.wake()
+
+    def announce_restart(self, reason: Callable[[], str]) -> None:
+        """Close every connection with 1012 (come back), after what is queued."""
+        for link in self._view:
+            self.queue.put_control(CloseLink(link, CLOSE["service_restart"], reason()))
+        self.broadcaster.wake()
+
+    def stop_threads(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds for the broadcaster and the subscribers; False if one still runs."""
+        deadline = monotonic() + timeout
+        ended = self.broadcaster.stop(timeout)
+        for subscription in self._subscriptions:
+            # Where the broadcaster did not get to finish it nothing more will come: it ends after its callback.
+            end = subscription.join if ended else subscription.stop
+            ended = end(max(0.0, deadline - monotonic())) and ended
+        return ended
+
+
+def _rest_for(link: Link, events: Sequence[Event]) -> Callable[[], Sequence[bytes]]:
+    """Of ``events``, those that the link does not have when the broadcaster comes to it."""
+    return lambda: [encode_json(event) for event in events if event.seq > link.after_seq]
