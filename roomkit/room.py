@@ -27,7 +27,7 @@ from roomkit.core import commands as c
 from roomkit.core.config import RoomConfig
 from roomkit.core.events import Event, clean_data, rfc3339
 from roomkit.core.history import History
-from roomkit.core.ids import check_id, check_name
+from roomkit.core.ids import check_id, check_name, is_secret
 from roomkit.core.lifecycle import GAME, Lifecycle
 from roomkit.core.state import Player, RoomMachine, RoomState, check_song_id
 from roomkit.delivery import Connection, Link, Subscription, welcome_messages
@@ -325,6 +325,8 @@ class Room:
         room that has closed in the meantime is told what it missed, and then closed with 4510.
 
         Args:
+            token: of the own seat; for a new seat a secret of at least 22 of ``A-Za-z0-9_-`` becomes its token, so that a
+                client whose welcome was lost can come back.
             greeting: more fields for the welcome (the server's heartbeat times).
 
         Raises:
@@ -335,7 +337,7 @@ class Room:
         command = c.Join(
             player_id,
             check_name(name, player_id),
-            self._runtime.new_token(),
+            token if token is not None and is_secret(token) else self._runtime.new_token(),
             token,
             password,
             connection is not None,

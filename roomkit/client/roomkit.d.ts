@@ -70,7 +70,8 @@ export class RoomClient {
    *  away is sent in the new room. */
   readonly roomId: string;
   readonly playerId: string;
-  readonly token: string | null;
+  /** The seat's secret: given, stored, or else made here; the server's word in `welcome` counts. */
+  readonly token: string;
   readonly connection: ConnectionState;
   /** The local copy of the room's state, kept by the events; null before the first welcome. A new object per change. */
   readonly state: RoomState | null;

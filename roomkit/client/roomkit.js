@@ -180,7 +180,9 @@ export class RoomClient {
     this._pingedAt = -Infinity;
     this._online = () => this.retryNow();
     this._offline = () => this._socket && this._drop('the network is gone');
-    this.token = given.token ?? this._stored((storage, key) => storage.getItem(key)) ?? null;
+    // A secret of our own making: were the connection lost after the seat was taken and before the welcome told its
+    // token, the seat could not be taken again.
+    this.token = given.token ?? this._stored((storage, key) => storage.getItem(key)) ?? makeToken();
   }
 
   /** My own entry in state.players; null while I am not seated. */
@@ -654,4 +656,10 @@ export class RoomClient {
   _forget() {
     this._stored((storage, key) => storage.removeItem(key));
   }
+}
+
+/** A seat's secret: 128 random bits, URL-safe. */
+function makeToken() {
+  const bytes = globalThis.crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
 }

@@ -22,6 +22,14 @@ def check_id(value: object, what: str) -> str:
     raise InvalidId(f"{what} must be 1 to {MAX_ID_LENGTH} of A-Z a-z 0-9 _ . : - (got {repr(value)[:80]})")
 
 
+_SECRET = re.compile(r"[A-Za-z0-9_-]{22,128}")
+
+
+def is_secret(value: object) -> bool:
+    """Whether a client's token is long enough to be the secret of a new seat (22 characters: 128 bits in base64)."""
+    return isinstance(value, str) and _SECRET.fullmatch(value) is not None
+
+
 def check_name(value: object, default: str) -> str:
     """Return a display name: printable text of 1 to 64 characters, ``default`` when there is none.
 

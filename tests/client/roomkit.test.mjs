@@ -36,6 +36,18 @@ describe('connecting', () => {
     client.close();
   });
 
+  test('without a token it makes a secret of its own, the same in every attempt', () => {
+    const t = scripted();
+    t.client.connect();
+    const { token } = t.socket.query;
+    assert.match(token, /^[0-9a-f]{32}$/);
+    assert.notEqual(scripted().client.token, token);
+    t.socket.drop(1006); // before the welcome: the seat may be taken already
+    t.client.retryNow();
+    assert.equal(t.socket.query.token, token);
+    t.client.close();
+  });
+
   test('connect() resolves with the first welcome and is the same promise when called twice', async () => {
     const t = scripted();
     const first = t.client.connect();

@@ -68,7 +68,23 @@ def test_a_new_seat_recovers_nothing(server: Server, bench: Bench) -> None:
     assert bob.wait_closed() == 4503
     again = resume(bench, server, bob)
     assert again.welcome["recovered"] is None
-    assert again.welcome["token"] != bob.welcome["token"]
+    assert again.welcome["token"] == bob.welcome["token"]  # the client brought a good secret: it stays its own
+
+
+def test_a_client_may_make_the_secret_itself(server: Server, bench: Bench) -> None:
+    """A long enough token becomes a new seat's token, so that whoever lost the connection before the welcome comes back;
+    a short one does not, and the seat is still nobody else's."""
+    secret = "0123456789abcdefghijkl"
+    amy = bench.join(server, player_id="amy", token=secret)
+    assert amy.welcome["token"] == secret
+    amy.cut()
+    assert bench.join(server, player_id="amy", token=secret).welcome["token"] == secret
+    stranger = bench.connect(server, player_id="amy", token=secret[:-1] + "m")
+    assert stranger.wait_closed() == 4501
+    for weak in ("guess", secret[:-1], "spaces are not allowed in it", "x" * 129):
+        bob = bench.join(server, player_id="bob", token=weak)
+        assert bob.welcome["token"] != weak
+        bob.do("leave")
 
 
 def test_too_long_away_is_false_and_the_state_is_fresh(bench: Bench) -> None:
