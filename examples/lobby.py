@@ -1,6 +1,6 @@
 """A game lobby without sockets: four players, one round, every event printed.
 
-    python examples/lobby.py
+python examples/lobby.py
 """
 
 from __future__ import annotations

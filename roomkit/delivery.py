@@ -54,7 +54,8 @@ class Connection(Protocol):
 
     Both methods are called by the room's broadcaster, never under a lock and never by two threads at once. They must
     not block: a connection that cannot take more keeps its own bounded outbox and gives up (closes itself) past it. An
-    exception from ``deliver`` is logged and counted; the connection is dropped, as by a lost network, and closed (1011).
+    exception from ``deliver`` is logged and counted; the connection is dropped, as by a lost network, and closed
+    (1011).
     """
 
     def deliver(self, batch: Batch) -> None:

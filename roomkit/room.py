@@ -325,9 +325,7 @@ class Room:
         room that has closed in the meantime is told what it missed, and then closed with 4510.
 
         Args:
-            token: of the own seat; for a new seat a secret of at least 22 of ``A-Za-z0-9_-`` becomes its token, so that a
-                client whose welcome was lost can come back.
-            greeting: more fields for the welcome (the server's heartbeat times).
+X            greeting: more fields for the welcome (the server's heartbeat times).
 
         Raises:
             BadToken, BadPassword, PlayerBanned, RoomLocked, RoomFull, InvalidTransition, RoomBusy, InvalidId,

@@ -259,7 +259,7 @@ def test_no_text_ends_a_connection(bench: Bench) -> None:
     server = bench.serve(message_rate=0, max_connections_per_address=0, max_rooms=0)
     fuzzer = Fuzzer(server, bench)
 
-    @settings(max_examples=400)
+    @settings(max_examples=250)
     @given(texts)
     def run(text: str) -> None:
         if fuzzer.bad == 20:

@@ -72,7 +72,7 @@ def test_a_new_seat_recovers_nothing(server: Server, bench: Bench) -> None:
 
 
 def test_a_client_may_make_the_secret_itself(server: Server, bench: Bench) -> None:
-    """A long enough token becomes a new seat's token, so that whoever lost the connection before the welcome comes back;
+    """A long enough token becomes a new seat's token, so that who lost the connection before the welcome comes back;
     a short one does not, and the seat is still nobody else's."""
     secret = "0123456789abcdefghijkl"
     amy = bench.join(server, player_id="amy", token=secret)
