@@ -325,7 +325,9 @@ class Room:
         room that has closed in the meantime is told what it missed, and then closed with 4510.
 
         Args:
-X            greeting: more fields for the welcome (the server's heartbeat times).
+            token: of the own seat; a secret of at least 22 of ``A-Za-z0-9_-`` becomes the token of a new seat, so that
+                a client whose welcome was lost can come back.
+            greeting: more fields for the welcome (the server's heartbeat times).
 
         Raises:
             BadToken, BadPassword, PlayerBanned, RoomLocked, RoomFull, InvalidTransition, RoomBusy, InvalidId,
