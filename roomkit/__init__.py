@@ -4,7 +4,7 @@ from roomkit._version import __version__
 from roomkit.core.config import RoomConfig
 from roomkit.core.events import Event
 from roomkit.core.lifecycle import GAME, Lifecycle, Operation, RoomStatus
-from roomkit.core.state import Player, RoomState
+from roomkit.core.snapshot import Player, RoomState
 from roomkit.delivery import Batch, Connection
 from roomkit.errors import (
     CLOSE_CODES,
@@ -31,7 +31,8 @@ from roomkit.errors import (
     ShuttingDown,
     Unauthorized,
 )
-from roomkit.manager import RoomManager, RoomPage
+from roomkit.listing import RoomPage
+from roomkit.manager import RoomManager
 from roomkit.room import Joined, Room
 
 __all__ = [

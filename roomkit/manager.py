@@ -11,7 +11,6 @@ No user hook, socket call, log handler or backend call runs under any of them.
 
 from __future__ import annotations
 
-import base64
 import logging
 import math
 import random
@@ -21,8 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import msgspec
-
 from roomkit.broadcaster import BroadcasterFactory, ThreadBroadcaster
 from roomkit.concurrency.worker import Worker
 from roomkit.core import commands as c
@@ -30,8 +27,9 @@ from roomkit.core.config import RoomConfig
 from roomkit.core.expiry import DeadlineHeap
 from roomkit.core.ids import check_id
 from roomkit.core.lifecycle import GAME, Lifecycle
-from roomkit.core.state import Player, RoomState
+from roomkit.core.snapshot import Player, RoomState
 from roomkit.errors import InvalidMessage, LimitExceeded, RoomBusy, RoomExists, RoomkitError, RoomNotFound, ShuttingDown
+from roomkit.listing import RoomPage, fits, make_page
 from roomkit.metrics import Tally
 from roomkit.reaper import Reaper
 from roomkit.room import Room
@@ -40,18 +38,6 @@ from roomkit.runtime import Runtime, new_secret, new_short_id
 log = logging.getLogger("roomkit.manager")
 
 _RETRY = 1.0  # seconds until a room that was too busy to expire is looked at again
-
-_SORTS: dict[str, Callable[[RoomState], Any]] = {
-    "created_at": lambda state: state.created_at,
-    "players": lambda state: len(state.players),
-    "id": lambda state: state.id,
-}
-
-
-class RoomPage(tuple[RoomState, ...]):
-    """A page of a listing: the rooms' states, and the cursor of the next page (None: there is none)."""
-
-    next_cursor: str | None = None
 
 
 class RoomManager:
@@ -275,31 +261,12 @@ class RoomManager:
         Raises:
             InvalidMessage: an unknown sort, a negative limit, or a cursor that a listing with this sort did not give.
         """
-        if limit is not None and limit < 0:
-            raise InvalidMessage(f"limit is not negative (got {limit})")
-        descending = sort.startswith("-")
-        key = _SORTS.get(sort.removeprefix("-"))
-        if key is None:
-            raise InvalidMessage(f"sort is one of {', '.join(_SORTS)}, with - in front for descending (got {sort!r})")
-        wanted = None if status is None else {str(status)} if isinstance(status, str) else {str(s) for s in status}
-        found: list[tuple[Any, str, RoomState]] = []
+        states = []
         for room in self.rooms():
             state = room.get_state()
-            if (
-                (wanted is None or str(state.status) in wanted)
-                and (include_private or not state.private)
-                and (has_space is None or _open(room, state) is has_space)
-                and _fits(state.metadata, metadata)
-            ):
-                found.append((key(state), state.id, state))
-        found.sort(key=lambda row: row[:2], reverse=descending)
-        if cursor is not None:
-            after = _read_cursor(cursor, sort)
-            found = [row for row in found if (row[:2] < after if descending else row[:2] > after)]
-        page = RoomPage(row[2] for row in (found if limit is None else found[:limit]))
-        if limit is not None and len(found) > limit > 0:
-            page.next_cursor = _write_cursor(sort, found[limit - 1][:2])
-        return page
+            if (include_private or not state.private) and (has_space is None or is_open(room, state) is has_space):
+                states.append(state)
+        return make_page(states, status, metadata, sort, limit, cursor)
 
     def join_or_create(
         self,
@@ -329,7 +296,7 @@ class RoomManager:
         candidates = []
         for room in self.rooms():
             state = room.get_state()
-            if state.private or state.has_password or not _open(room, state) or not _fits(state.metadata, metadata):
+            if state.private or state.has_password or not is_open(room, state) or not fits(state.metadata, metadata):
                 continue
             if any(options.get(key) not in (None, getattr(state, key)) for key in ("max_players", "min_players")):
                 continue
@@ -582,24 +549,6 @@ class RoomManager:
                 log.exception("on_watermark failed for room %s", room.id)
 
 
-def _open(room: Room, state: RoomState) -> bool:
+def is_open(room: Room, state: RoomState) -> bool:
+    """Whether a new player could sit down now."""
     return state.has_space and not state.locked and room.lifecycle.allows(state.status, "add_player")
-
-
-def _fits(metadata: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
-    return not wanted or all(key in metadata and metadata[key] == value for key, value in wanted.items())
-
-
-def _write_cursor(sort: str, position: tuple[Any, str]) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode((sort, *position))).decode()
-
-
-def _read_cursor(cursor: str, sort: str) -> tuple[Any, str]:
-    try:
-        made_for, value, room_id = msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode()))
-        kind = str if sort.removeprefix("-") == "id" else (int, float)
-        if made_for == sort and isinstance(value, kind) and isinstance(room_id, str):
-            return value, room_id
-    except (AttributeError, TypeError, ValueError):  # UnicodeError and msgspec's are ValueErrors
-        pass
-    raise InvalidMessage("the cursor is not one that this listing gave")

@@ -29,7 +29,8 @@ from roomkit.core.events import Event, clean_data, rfc3339
 from roomkit.core.history import History
 from roomkit.core.ids import check_id, check_name, is_secret
 from roomkit.core.lifecycle import GAME, Lifecycle
-from roomkit.core.state import Player, RoomMachine, RoomState, check_song_id
+from roomkit.core.snapshot import Player, RoomState
+from roomkit.core.state import RoomMachine, check_song_id
 from roomkit.delivery import Connection, Link, Subscription, welcome_messages
 from roomkit.errors import LockUpgradeError, RoomBusy, RoomkitError
 from roomkit.fanout import Fanout

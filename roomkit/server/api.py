@@ -19,7 +19,7 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
 from roomkit.core.events import encode_json, rfc3339, too_deep
-from roomkit.core.state import RoomState
+from roomkit.core.snapshot import RoomState
 from roomkit.errors import (
     BadPassword,
     BadToken,

@@ -1,0 +1,79 @@
+"""Listings: filter, sort, and pages that stay right while rooms come and go."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from roomkit.core.snapshot import RoomState
+from roomkit.errors import InvalidMessage
+
+_SORTS: dict[str, Callable[[RoomState], Any]] = {
+    "created_at": lambda state: state.created_at,
+    "players": lambda state: len(state.players),
+    "id": lambda state: state.id,
+}
+
+
+class RoomPage(tuple[RoomState, ...]):
+    """A page of a listing: the rooms' states, and the cursor of the next page (None: there is none)."""
+
+    next_cursor: str | None = None
+
+
+def make_page(
+    states: Sequence[RoomState],
+    status: str | Iterable[str] | None,
+    metadata: Mapping[str, Any] | None,
+    sort: str,
+    limit: int | None,
+    cursor: str | None,
+) -> RoomPage:
+    """Of ``states``, the page that was asked for (see ``RoomManager.list_rooms``).
+
+    Raises:
+        InvalidMessage: an unknown sort, a negative limit, or a cursor that a listing with this sort did not give.
+    """
+    if limit is not None and limit < 0:
+        raise InvalidMessage(f"limit is not negative (got {limit})")
+    descending = sort.startswith("-")
+    key = _SORTS.get(sort.removeprefix("-"))
+    if key is None:
+        raise InvalidMessage(f"sort is one of {', '.join(_SORTS)}, with - in front for descending (got {sort!r})")
+    wanted = None if status is None else {str(status)} if isinstance(status, str) else {str(s) for s in status}
+    found = [
+        (key(state), state.id, state)
+        for state in states
+        if (wanted is None or str(state.status) in wanted) and fits(state.metadata, metadata)
+    ]
+    found.sort(key=lambda row: row[:2], reverse=descending)
+    if cursor is not None:
+        after = _read_cursor(cursor, sort)
+        found = [row for row in found if (row[:2] < after if descending else row[:2] > after)]
+    page = RoomPage(row[2] for row in (found if limit is None else found[:limit]))
+    if limit is not None and len(found) > limit > 0:
+        page.next_cursor = _write_cursor(sort, found[limit - 1][:2])
+    return page
+
+
+def fits(metadata: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
+    """Whether every wanted pair is there."""
+    return not wanted or all(key in metadata and metadata[key] == value for key, value in wanted.items())
+
+
+def _write_cursor(sort: str, position: tuple[Any, str]) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode((sort, *position))).decode()
+
+
+def _read_cursor(cursor: str, sort: str) -> tuple[Any, str]:
+    try:
+        made_for, value, room_id = msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode()))
+        kind = str if sort.removeprefix("-") == "id" else (int, float)
+        if made_for == sort and isinstance(value, kind) and isinstance(room_id, str):
+            return value, room_id
+    except (AttributeError, TypeError, ValueError):  # UnicodeError and msgspec's are ValueErrors
+        pass
+    raise InvalidMessage("the cursor is not one that this listing gave")
