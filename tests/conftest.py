@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,3 +39,18 @@ def no_leaked_threads() -> Iterator[None]:
     leaked = sorted(thread.name for thread in started if thread.is_alive())
     if leaked:
         pytest.fail(f"threads left behind: {', '.join(leaked)}")
+
+
+_TOLD = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def tell(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Say something in the run's summary: figures that a reader of the log should see."""
+    return pytestconfig.stash.setdefault(_TOLD, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What the tests told."""
+    for line in config.stash.get(_TOLD, []):
+        terminalreporter.write_line(line)

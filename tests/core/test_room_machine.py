@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
@@ -288,7 +289,7 @@ def facts(machine: RoomMachine) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize(("min_players", "max_players"), [(1, 1), (1, 2), (2, 2), (2, 3)])
-def test_every_reachable_state(min_players: int, max_players: int) -> None:
+def test_every_reachable_state(min_players: int, max_players: int, tell: Callable[[str], None]) -> None:
     """Breadth first through all states of a small room, every operation in each: model and machine never differ."""
     players = ["amy", "bob", "cat"][: max(2, max_players)]
     tries = [(try_, command(*try_)) for try_ in commands(players)]
@@ -329,7 +330,10 @@ def test_every_reachable_state(min_players: int, max_players: int) -> None:
             if key not in seen:
                 seen.add(key)
                 todo.append((now, expected))
-    print(f"{min_players} to {max_players} players: {len(seen)} states, {tried} operations, {len(pairs)} of 42 pairs")
+    tell(
+        f"room machine, {min_players} to {max_players} players: {len(seen)} states, {tried} operations, "
+        f"{len(pairs)} of 42 status x operation pairs reached and asserted"
+    )
     assert pairs == set(PAIRS)
 
 
@@ -532,11 +536,11 @@ class RoomAgainstModel(RuleBasedStateMachine):
         assert self.heard == [event.seq for event in history]
 
 
-def test_random_walks_agree_with_the_model() -> None:
+def test_random_walks_agree_with_the_model(tell: Callable[[str], None]) -> None:
     """Random walks over rooms of every size: state, events, refusals, copies and subscribers are the model's."""
     RoomAgainstModel.reached.clear()
     run_state_machine_as_test(RoomAgainstModel, settings=settings(max_examples=150, stateful_step_count=40))
     reached = RoomAgainstModel.reached
     rarest = min(reached, key=reached.__getitem__)
-    print(f"{len(reached)} of 42 pairs reached, the rarest {reached[rarest]} times: {rarest}")
+    tell(f"room, random walks: {len(reached)} of 42 pairs reached, the rarest {reached[rarest]} times: {rarest}")
     assert len(reached) >= 38  # chance; that every pair is tried in every state is test_every_reachable_state's part
