@@ -106,7 +106,8 @@ HOSTILE: list[tuple[str, object, bool]] = [
 def test_a_hostile_message_gets_an_error_and_nothing_else(
     server: Server, bench: Bench, message: object, has_id: bool | None
 ) -> None:
-    """The error has the id where one could be read (None: Python versions differ), a stable code and a short sentence; the sender goes on, the others
+    """The error has the id where one could be read (None: Python versions differ), a stable code and a short
+    sentence; the sender goes on, the others
     see nothing, and the room is as it was."""
     amy, bob = bench.join(server, player_id="amy"), bench.join(server, player_id="bob")
     amy.until("player_joined")
