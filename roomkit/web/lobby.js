@@ -4,7 +4,7 @@ import { songById, SONGS, chartOf } from './songs.js';
 import { Highway } from './highway.js';
 import { showLobbyConnection } from './connection.js';
 import { sound } from './sound.js';
-import { api, attempt, fallbackName, h, icon, keepSeat, nameField, randomId, reducedMotion, ref, savedName, setText, view } from './ui.js';
+import { api, attempt, fallbackName, h, icon, keepSeat, nameField, randomId, reducedMotion, ref, roomTitle, savedName, setText, view } from './ui.js';
 
 const REFRESH_MS = 2000;
 const GAME = { game: 'rhythm' };
@@ -33,7 +33,7 @@ export function showLobby(main, enter) {
   const least = stepper(ref(root, 'least'), 1, 4, 2);
   const create = async (options) => {
     const mine = name();
-    const room = await api('POST', '/api/rooms', { metadata: GAME, ...options });
+    const room = await api('POST', '/api/rooms', { metadata: { ...GAME, title: `${mine}’s room` }, ...options });
     enter(room.id, { name: mine, playerId: randomId('p-') });
   };
   const createButton = ref(root, 'create');
@@ -112,10 +112,10 @@ function roomRow(room, open) {
   return h('li', { class: 'room-row', 'data-room': room.id, testid: `room-${room.id}` },
     h('span', { class: 'row-dots', ref: 'dots', 'aria-hidden': true }),
     h('span', { class: 'row-text' },
-      h('strong', { class: 'row-id' }, h('span', {}, room.id), room.has_password ? icon('lock') : null),
+      h('strong', { class: 'row-id' }, h('span', {}, roomTitle(room.id, room.metadata)), room.has_password ? icon('lock') : null),
       h('span', { class: 'row-sub' }, h('span', { ref: 'status' }), ' · ', h('span', { ref: 'song' }))),
     h('span', { class: 'row-count', ref: 'players' }),
-    h('button', { type: 'button', class: 'button small', ref: 'join', testid: `join-${room.id}`, 'aria-label': `Join room ${room.id}`, onclick: () => open(room.id) }, 'Join'));
+    h('button', { type: 'button', class: 'button small', ref: 'join', testid: `join-${room.id}`, 'aria-label': `Join ${roomTitle(room.id, room.metadata)}`, onclick: () => open(room.id) }, 'Join'));
 }
 
 /** A number with minus and plus. */

@@ -10,7 +10,7 @@ import { paintResults } from './results.js';
 import { SongList } from './songlist.js';
 import { songById } from './songs.js';
 import { sound } from './sound.js';
-import { announce, attempt, copy, forgetSeat, keepSeat, ref, SEAT_COLORS, setText, toast, view } from './ui.js';
+import { announce, attempt, copy, forgetSeat, keepSeat, ref, roomTitle, SEAT_COLORS, setText, toast, view } from './ui.js';
 
 const TICK_MS = 200;
 const LEFT = { left: 'left', kicked: 'was asked to leave', banned: 'was banned', expired: 'did not come back' };
@@ -152,7 +152,7 @@ export class RoomView {
   #link() {
     const link = ref(this.#root, 'link');
     link.href = `/?room=${encodeURIComponent(this.#roomId)}`;
-    setText(link, this.#roomId);
+    setText(link, roomTitle(this.#roomId, this.client?.state?.metadata));
   }
 
   /** Many events of one turn make one paint. */
@@ -166,6 +166,7 @@ export class RoomView {
     const { client } = this;
     const { state } = client;
     if (state && state.id !== this.#roomId) this.#move(state.id);
+    this.#link();
     const ended = client.connection === 'closed';
     const phase = ended ? 'ended' : !state ? 'connecting' : { playing: 'play', finished: 'results', closed: 'ended' }[state.status] ?? 'setup';
     document.body.dataset.phase = phase;

@@ -159,3 +159,9 @@ export function forgetSeat(roomId, playerId) {
   sessionStorage.removeItem(`roomkit-demo:seat:${roomId}`);
   sessionStorage.removeItem(`roomkit:${roomId}:${playerId}`);      // the client's token
 }
+
+/** What a room is called: its title in the metadata (text from others), or else its id. */
+export function roomTitle(id, metadata) {
+  const title = metadata?.title;
+  return typeof title === 'string' && title.trim() ? title.trim().slice(0, 80) : id;
+}
