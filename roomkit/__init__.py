@@ -34,6 +34,7 @@ from roomkit.errors import (
 from roomkit.listing import RoomPage
 from roomkit.manager import RoomManager
 from roomkit.room import Joined, Room
+from roomkit.runtime import Pressure
 
 __all__ = [
     "CLOSE_CODES",
@@ -59,6 +60,7 @@ __all__ = [
     "PlayerBanned",
     "PlayerExists",
     "PlayerNotFound",
+    "Pressure",
     "Room",
     "RoomBusy",
     "RoomConfig",

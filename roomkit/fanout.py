@@ -32,7 +32,7 @@ from roomkit.delivery import (
     gap_event,
 )
 from roomkit.errors import CLOSE, RoomBusy
-from roomkit.runtime import Runtime
+from roomkit.runtime import Pressure, Runtime
 
 log = logging.getLogger("roomkit.room")
 
@@ -43,7 +43,7 @@ _LEAVE_CODES = {
     "expired": (CLOSE["room_not_found"], "the seat was given up"),
 }
 
-#: Events after which the share of dropped ones is judged anew.
+#: Over about how many of the last events the share of dropped ones is judged.
 _DROP_WINDOW = 100
 
 
@@ -52,7 +52,7 @@ class Fanout:
 
     Args:
         drop_link: called (no lock held) with a link whose connection failed.
-        watermark: called (no lock held) with the queue's load when it passes its watermark.
+        watermark: called (no lock held) when the queue's load or the share of dropped events passes its watermark.
 
     Thread safety: ``*_locked`` under the room's write lock; :meth:`drain` and what it calls by the broadcaster's
     thread; the rest by any.
@@ -62,13 +62,14 @@ class Fanout:
         "_config",
         "_drainer",
         "_drop_link",
-        "_drop_window",
         "_links",
+        "_lost",
+        "_passed",
         "_runtime",
+        "_seen",
         "_subscriptions",
         "_view",
         "_watermark",
-        "_watermark_passed",
         "broadcaster",
         "queue",
         "room_id",
@@ -82,7 +83,7 @@ class Fanout:
         broadcaster: BroadcasterFactory,
         *,
         drop_link: Callable[[Link], object],
-        watermark: Callable[[float], None],
+        watermark: Callable[[Pressure], None],
     ) -> None:
         self.room_id = room_id
         self.queue = EventQueue(config.queue_size, config.queue_ceiling)
@@ -99,8 +100,9 @@ class Fanout:
         # The id of the thread that is in drain(); only ever compared by a thread with its own id.
         self._drainer: int | None = None
         # For the watermark hook; a race only moves the moment at which it is called.
-        self._watermark_passed = False
-        self._drop_window = (0, 0)
+        self._passed = (False, False)  # the watermarks of load and drops
+        self._seen = 0
+        self._lost = 0
 
     @property
     def connection_count(self) -> int:
@@ -139,25 +141,25 @@ class Fanout:
 
     def published(self, count: int, dropped: int) -> None:
         """An operation has published ``count`` events, of which ``dropped`` had no place: have the queue drained."""
+        self._seen += count
+        self._lost += dropped
+        if self._seen > _DROP_WINDOW:  # older ones count half
+            self._seen //= 2
+            self._lost //= 2
         # A drop must be announced, even if everything else was delivered by now.
         if self.queue.queue or dropped:
             self.broadcaster.wake()
             if (dropped or self.queue.load >= self._config.watermark) and not self.broadcaster.is_current():
-                self._check_watermark(count, dropped)  # the thread that drains is about to
+                self._check_watermark()  # the thread that drains is about to
 
-    def _check_watermark(self, count: int, dropped: int) -> None:
+    def _check_watermark(self) -> None:
         config = self._config
-        seen, lost = self._drop_window
-        seen, lost = seen + count, lost + dropped
-        load = self.queue.load
-        passed = load >= config.watermark
-        if seen >= _DROP_WINDOW:
-            passed = passed or lost / seen > config.drop_watermark
-            seen = lost = 0
-        self._drop_window = (seen, lost)
-        if passed and not self._watermark_passed:
-            self._watermark_passed = True
-            self._watermark(load)
+        rate = self._lost / self._seen if self._seen >= _DROP_WINDOW // 2 else 0.0
+        pressure = Pressure(self.queue.load, rate)
+        passed = (pressure.load >= config.watermark, pressure.drop_rate > config.drop_watermark)
+        before, self._passed = self._passed, passed
+        if (passed[0] and not before[0]) or (passed[1] and not before[1]):
+            self._watermark(pressure)
 
     # Under the room's write lock.
 
@@ -245,7 +247,7 @@ class Fanout:
 
     def _drain(self) -> None:
         entries, trailing = self.queue.drain()
-        self._watermark_passed = False
+        self._passed = (False, self._passed[1])
         run: list[Entry] = []
         for entry in entries:
             if type(entry.item) is Event:

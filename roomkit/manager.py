@@ -33,7 +33,7 @@ from roomkit.listing import RoomPage, fits, make_page
 from roomkit.metrics import Tally
 from roomkit.reaper import Reaper
 from roomkit.room import Room
-from roomkit.runtime import Runtime, new_secret, new_short_id
+from roomkit.runtime import Pressure, Runtime, new_secret, new_short_id
 
 log = logging.getLogger("roomkit.manager")
 
@@ -49,9 +49,9 @@ class RoomManager:
         wall_clock: Unix seconds, for timestamps.
         lifecycle: the table of rooms that are made without their own.
         max_rooms, max_rooms_per_owner: limits; 0: none.
-        on_watermark: called as ``on_watermark(room, load)`` on the thread ``roomkit-hooks`` when a room's queue passes
-        80 %
-            or its share of dropped events 5 %.
+        on_watermark: called as ``on_watermark(room, pressure)`` on the thread ``roomkit-hooks`` when the load of a
+            room's queue passes 80 %, and when its share of dropped events passes 5 % (``pressure.load``,
+            ``pressure.drop_rate``; the marks are in ``RoomConfig``).
         new_room_id, new_token: where ids and secrets come from.
 
     No thread is started before it is needed. :meth:`start_cleanup` (or ``with``) starts the reaper; without it call
@@ -69,7 +69,7 @@ class RoomManager:
         lifecycle: Lifecycle = GAME,
         max_rooms: int = 0,
         max_rooms_per_owner: int = 0,
-        on_watermark: Callable[[Room, float], None] | None = None,
+        on_watermark: Callable[[Room, Pressure], None] | None = None,
         new_room_id: Callable[[], str] = new_short_id,
         new_token: Callable[[], str] = new_secret,
     ) -> None:
@@ -99,7 +99,7 @@ class RoomManager:
         self._reaper: Reaper | None = None
         self._shut_down = False
         self._broadcaster: BroadcasterFactory = ThreadBroadcaster
-        self._passed: dict[str, tuple[Room, float]] = {}  # watermarks to be told, by room
+        self._passed: dict[str, tuple[Room, Pressure]] = {}  # watermarks to be told, by room
         self._last_sweep: dict[str, float] = {"due": 0, "taken_away": 0, "seconds": 0.0}
 
     def __enter__(self) -> RoomManager:
@@ -529,21 +529,21 @@ class RoomManager:
             "watermarks": self.tally.get("watermarks"),
         }
 
-    def _watermark(self, room: Room, load: float) -> None:
+    def _watermark(self, room: Room, pressure: Pressure) -> None:
         self.tally.add("watermarks")
         if self._on_watermark is None:
             return
         with self._lock:
-            self._passed[room.id] = (room, load)
+            self._passed[room.id] = (room, pressure)
         self._hooks.wake()
 
     def _run_hooks(self) -> None:
         with self._lock:
             passed, self._passed = self._passed, {}
         assert self._on_watermark is not None
-        for room, load in passed.values():
+        for room, pressure in passed.values():
             try:
-                self._on_watermark(room, load)
+                self._on_watermark(room, pressure)
             except Exception:
                 self.tally.add("hook_errors")
                 log.exception("on_watermark failed for room %s", room.id)

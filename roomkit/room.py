@@ -84,7 +84,7 @@ class Room:
             runtime,
             broadcaster,
             drop_link=self._drop_link,
-            watermark=lambda load: runtime.watermark(self, load),
+            watermark=lambda pressure: runtime.watermark(self, pressure),
         )
         # Guarded by _lock:
         self._machine = RoomMachine(
@@ -454,7 +454,8 @@ class Room:
                 event of type ``gap`` (fetch them with :meth:`get_events`).
 
         Returns:
-            The function that ends it: no callback begins after it has returned.
+            The function that ends it. It does not wait: a callback that was about to begin, or runs, may still end
+            after it has returned; none follows.
 
         Raises:
             RoomBusy: the lock was not to be had; nothing changed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from roomkit.metrics import Tally
 
@@ -27,13 +27,20 @@ def new_short_id() -> str:
     return secrets.token_hex(9)
 
 
+class Pressure(NamedTuple):
+    """How much a room's listeners are behind: share of the queue in use, share of the last events that were dropped."""
+
+    load: float
+    drop_rate: float
+
+
 class Runtime:
     """Injected into every room by its manager; the defaults are for a room on its own.
 
     Attributes:
         clock: monotonic seconds. wall_clock: Unix seconds.
         schedule: called as ``schedule(room, deadline)`` (no lock held) when the next deadline may have come nearer.
-        watermark: called (no lock held) when a room's queue passes its watermark; must not block.
+        watermark: called (no lock held) when a room's queue passes one of its watermarks; must not block.
 
     Thread safety: full (its parts are).
     """
@@ -49,7 +56,7 @@ class Runtime:
         new_epoch: Callable[[], str] = new_short_id,
         tally: Tally | None = None,
         schedule: Callable[[Room, float], None] = _ignore,
-        watermark: Callable[[Room, float], None] = _ignore,
+        watermark: Callable[[Room, Pressure], None] = _ignore,
     ) -> None:
         self.clock = clock
         self.wall_clock = wall_clock

@@ -30,6 +30,7 @@ from roomkit import (
     PlayerBanned,
     PlayerExists,
     PlayerNotFound,
+    Pressure,
     Room,
     RoomConfig,
     RoomFull,
@@ -565,12 +566,12 @@ def test_the_watermark_hook_runs_on_its_own_thread_and_may_use_the_room() -> Non
     calls: list[tuple[str, str, float]] = []
     called = threading.Semaphore(0)
 
-    def hook(room: Room, load: float) -> None:
+    def hook(room: Room, pressure: Pressure) -> None:
         room.update_settings(None, {"slow_down": True})
         with room.reading() as state:
             assert state.settings["slow_down"]
         manager.list_rooms()
-        calls.append((threading.current_thread().name, room.id, load))
+        calls.append((threading.current_thread().name, room.id, pressure.load))
         called.release()
 
     manager = RoomManager(RoomConfig(queue_size=10, busy_timeout=PATIENCE), on_watermark=hook)
@@ -597,7 +598,7 @@ def test_a_hook_that_raises_is_counted_and_called_again(caplog: pytest.LogCaptur
     """Neither the room nor the next call of the hook suffers."""
     called = threading.Semaphore(0)
 
-    def hook(room: Room, load: float) -> None:
+    def hook(room: Room, pressure: Pressure) -> None:
         called.release()
         raise RoomkitError("from the hook")
 
@@ -615,14 +616,30 @@ def test_a_hook_that_raises_is_counted_and_called_again(caplog: pytest.LogCaptur
     assert "on_watermark failed" in caplog.text
 
 
-def test_a_high_share_of_drops_calls_the_hook_below_the_watermark(rooms: RoomManager) -> None:
-    """More than 5 % dropped in a hundred events is told even where the watermark is set to never."""
-    told = threading.Event()
-    manager = RoomManager(RoomConfig(queue_size=1, watermark=1.0), on_watermark=lambda room, load: told.set())
+def test_a_high_share_of_drops_calls_the_hook_once_more(rooms: RoomManager) -> None:
+    """The 80 % mark is told once per filling; more than 5 % dropped among the last events is told besides, with it."""
+    told: list[Pressure] = []
+    called = threading.Semaphore(0)
+
+    def hook(room: Room, pressure: Pressure) -> None:
+        told.append(pressure)
+        called.release()
+
+    manager = RoomManager(RoomConfig(queue_size=100), on_watermark=hook)
     manager.use_broadcaster(InlineBroadcaster(by_hand=True))
     room = manager.create_room("r")
     room.subscribe(lambda event: None)
-    for _ in range(200):
+    for _ in range(80):
         room.send_message(None, {})
-    assert told.wait(PATIENCE)
+    assert called.acquire(timeout=PATIENCE)
+    for _ in range(22):  # the last two have no place
+        room.send_message(None, {})
+    assert manager.tally.get("watermarks") == 1
+    for _ in range(10):
+        room.send_message(None, {})
+    assert called.acquire(timeout=PATIENCE)
+    assert manager.tally.get("watermarks") == 2
+    assert told[0] == (0.8, 0.0)
+    assert told[1].load == 1.0
+    assert told[1].drop_rate > 0.05
     assert manager.shutdown(PATIENCE)

@@ -14,6 +14,8 @@ from roomkit.core.config import RoomConfig
 from roomkit.core.ids import check_id
 from roomkit.errors import InvalidMessage, ShuttingDown
 from roomkit.manager import RoomManager
+from roomkit.room import Room
+from roomkit.runtime import Pressure
 from roomkit.server.api import Api
 from roomkit.server.handshake import HandshakeRefused, UpgradeRequest
 from roomkit.server.limits import Limits
@@ -191,7 +193,10 @@ def manager_from(settings: Settings) -> RoomManager:
     )
 
 
-def _warn_of_load(logger: logging.Logger, room: Any, load: float) -> None:
+def _warn_of_load(logger: logging.Logger, room: Room, pressure: Pressure) -> None:
     logger.warning(
-        "the queue of room %s is at %d %% of its capacity, or drops more than its share", room.id, load * 100
+        "the queue of room %s is at %d %%, and %d %% of its last events were dropped",
+        room.id,
+        100 * pressure.load,
+        100 * pressure.drop_rate,
     )
