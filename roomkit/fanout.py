@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from roomkit.broadcaster import Broadcaster, BroadcasterFactory
-from roomkit.concurrency.eventqueue import Entry, EventQueue
+from roomkit.concurrency.eventqueue import Entry, EventQueue, Gap
 from roomkit.core.config import RoomConfig
 from roomkit.core.events import CRITICAL_TYPES, Event, encode_json, rfc3339
 from roomkit.core.history import History
@@ -268,18 +268,17 @@ class Fanout:
             log.exception("room %s could not deliver everything", self.room_id)
             self._runtime.tally.add("delivery_errors")
 
-    def _deliver(self, run: Sequence[Entry], trailing: Any) -> None:
+    def _deliver(self, run: Sequence[Entry], trailing: Gap | None) -> None:
         # The views are read after the queue was drained: whoever was attached before an event was queued is in them.
         links = self._view
         subscriptions = self._subscriptions
         messages: list[bytes] = []
         seqs: list[int] = []
         events: list[Event] = []
-        lost: dict[str, int] = {}
         for entry in run:
             event: Event = entry.item
             if entry.gap is not None:
-                self._note_gap(entry.gap, event.timestamp, messages, seqs, events, lost)
+                self._note_gap(entry.gap, event.timestamp, messages, seqs, events)
             if entry.conflated:
                 event = msgspec.structs.replace(event, conflated=entry.conflated)
             messages.append(encode_json(event))
@@ -287,7 +286,7 @@ class Fanout:
             events.append(event)
         if trailing is not None:
             stamp = rfc3339(self._runtime.wall_clock())
-            self._note_gap(trailing, stamp, messages, seqs, events, lost)
+            self._note_gap(trailing, stamp, messages, seqs, events)
         batch = Batch(messages)
         first = seqs[0]
         delivered = 0
@@ -310,18 +309,13 @@ class Fanout:
                 self._runtime.tally.add("dropped_by_subscribers", count=missed)
         if delivered:
             self._runtime.tally.add("deliveries", count=delivered)
-        if lost:
-            self._runtime.tally.add_many("dropped", lost)
 
-    def _note_gap(
-        self, gap: Any, stamp: str, messages: list[bytes], seqs: list[int], events: list[Event], lost: dict[str, int]
-    ) -> None:
+    @staticmethod
+    def _note_gap(gap: Gap, stamp: str, messages: list[bytes], seqs: list[int], events: list[Event]) -> None:
         notice = gap_event(gap.after, gap.types, stamp)
         messages.append(encode_gap(notice))
         seqs.append(gap.last)
         events.append(notice)
-        for kind, count in gap.types.items():
-            lost[kind] = lost.get(kind, 0) + count
 
     def _send(self, link: Link, batch: Batch) -> bool:
         try:

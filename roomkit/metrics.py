@@ -42,7 +42,3 @@ class Tally:
         """The labels of one name that were counted."""
         with self._lock:
             return {label: count for (key, label), count in self._counts.items() if key == name}
-
-    def total(self, name: str) -> int:
-        """One name, over its labels."""
-        return sum(self.by_label(name).values())

@@ -30,6 +30,7 @@ _COUNTERS = {
     "subscriber_errors": ("roomkit_subscriber_errors", "Subscriber callbacks that raised", ""),
     "hook_errors": ("roomkit_hook_errors", "Other hooks that raised", ""),
     "connection_errors": ("roomkit_connection_errors", "Connections dropped because delivery raised", ""),
+    "delivery_errors": ("roomkit_delivery_errors", "Steps of a room's delivery that raised", ""),
     "session_errors": ("roomkit_session_errors", "Sessions closed with 1011", ""),
     "slow_connections": ("roomkit_slow_connections", "Connections closed with 4008", ""),
     "heartbeats_lost": ("roomkit_heartbeats_lost", "Connections closed with 4001", ""),
