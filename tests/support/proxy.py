@@ -7,7 +7,6 @@ import selectors
 import socket
 import struct
 import threading
-import time
 
 from support.fakes import PATIENCE
 
@@ -32,17 +31,16 @@ class Proxy:
         self._peers: dict[socket.socket, socket.socket] = {}  # of the proxy's thread alone
         self._changed = threading.Condition()
         # Guarded by _changed:
-        self._down_until = 0.0  # monotonic
+        self._is_down = False
         self._ended = False
-        self.cuts = 0  # connections that outages have cut
         self.refused = 0  # connections that were tried during outages
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._thread.start()
 
-    def cut(self, seconds: float = float("inf")) -> None:
-        """Lose every connection, and refuse new ones for ``seconds`` from now. Returns when they are lost."""
+    def cut(self) -> None:
+        """Lose every connection, and refuse new ones until :meth:`restore`. Returns when they are lost."""
         with self._changed:
-            self._down_until = time.monotonic() + seconds
+            self._is_down = True
         self._wake.send(b"!")
         with self._changed:
             assert self._changed.wait_for(lambda: not self._peers, PATIENCE), "connections are left"
@@ -50,13 +48,7 @@ class Proxy:
     def restore(self) -> None:
         """New connections go through again."""
         with self._changed:
-            self._down_until = 0.0
-
-    @property
-    def is_down(self) -> bool:
-        """Whether there is an outage now."""
-        with self._changed:
-            return time.monotonic() < self._down_until
+            self._is_down = False
 
     def close(self) -> None:
         """Cut everything and end the thread. Can be called again."""
@@ -92,9 +84,10 @@ class Proxy:
 
     def _accept(self) -> None:
         near, _ = self._listener.accept()
-        if self.is_down:
-            with self._changed:
-                self.refused += 1
+        with self._changed:
+            is_down = self._is_down
+            self.refused += is_down
+        if is_down:
             _reset(near)
             return
         try:
@@ -131,7 +124,6 @@ class Proxy:
                 sock = next(iter(self._peers))
                 _reset(self._forget(sock))
                 _reset(sock)
-                self.cuts += 1
             self._changed.notify_all()
 
 
