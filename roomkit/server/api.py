@@ -15,7 +15,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from werkzeug.exceptions import HTTPException
-from werkzeug.routing import Map, Rule
+from werkzeug.routing import Map, MapAdapter, Rule
 from werkzeug.wrappers import Request, Response
 
 from roomkit.core.events import encode_json, rfc3339, too_deep
@@ -48,6 +48,7 @@ from roomkit.server.messages import TOO_DEEP, why_not
 
 if TYPE_CHECKING:
     from roomkit.server.app import Server
+    from roomkit.server.listener import WsgiApplication
 
 _STATUS: dict[type[RoomkitError], int] = {
     RoomNotFound: 404,
@@ -135,10 +136,11 @@ class Api:
     Thread safety: full; called by the HTTP pool's threads.
     """
 
-    def __init__(self, server: Server, registry: CollectorRegistry) -> None:
+    def __init__(self, server: Server, registry: CollectorRegistry, application: WsgiApplication | None = None) -> None:
         self._server = server
         self._registry = registry
-        self._files = load_files() if server.settings.demo else {}
+        self._application = application
+        self._files = load_files(demo=server.settings.demo and application is None)
         rules = [
             Rule("/api/rooms", methods=["GET"], endpoint=self._list_rooms),
             Rule("/api/rooms", methods=["POST"], endpoint=self._create_room),
@@ -157,12 +159,14 @@ class Api:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """See PEP 3333."""
-        request = Request(environ)
-        return self._answer(request)(environ, start_response)
+        urls = self._map.bind_to_environ(environ)
+        if self._application is not None and not urls.test(method="GET") and not urls.allowed_methods():
+            return self._application(environ, start_response)
+        return self._answer(Request(environ), urls)(environ, start_response)
 
-    def _answer(self, request: Request) -> Response:
+    def _answer(self, request: Request, urls: MapAdapter) -> Response:
         try:
-            endpoint, arguments = self._map.bind_to_environ(request.environ).match()
+            endpoint, arguments = urls.match()
             if request.method in ("POST", "DELETE"):
                 self._check_writer(request)
             response: Response = endpoint(request, **arguments)
@@ -307,10 +311,10 @@ class Api:
         return response.make_conditional(request)
 
 
-def load_files() -> dict[str, tuple[bytes, str, str]]:
-    """URL path -> (content, type, etag) of the demo and the JavaScript client: a fixed list, read once."""
+def load_files(demo: bool) -> dict[str, tuple[bytes, str, str]]:
+    """URL path -> (content, type, etag) of the JavaScript client and the demo: a fixed list, read once."""
     found: dict[str, tuple[bytes, str, str]] = {}
-    for package_dir, prefix in (("web", "/demo/"), ("client", "/client/")):
+    for package_dir, prefix in (("client", "/client/"), ("web", "/demo/"))[: 2 if demo else 1]:
         for entry in resources.files("roomkit").joinpath(package_dir).iterdir():
             if entry.is_file() and entry.name.endswith((".html", ".js", ".css", ".svg", ".png", ".ts")):
                 content = entry.read_bytes()

@@ -19,7 +19,7 @@ from roomkit.runtime import Pressure
 from roomkit.server.api import Api
 from roomkit.server.handshake import HandshakeRefused, UpgradeRequest
 from roomkit.server.limits import Limits
-from roomkit.server.listener import WebSocketServer
+from roomkit.server.listener import WebSocketServer, WsgiApplication
 from roomkit.server.metrics import make_registry
 from roomkit.server.reactor import LoopBroadcaster
 from roomkit.server.session import JoinRequest, RoomSession
@@ -41,6 +41,9 @@ class Server:
         authenticate: called as ``authenticate(request)`` with the ``UpgradeRequest`` of every WebSocket, on a pool
             thread, so it may block. It raises ``Unauthorized`` to refuse (close code 4508); a string that it returns is
             the player id to use instead of the one in the address.
+        application: a WSGI application of your own (Flask, Django, static files): it answers every request whose path
+            is none of roomkit's, on the threads ``roomkit-http-N``; there is no demo then. The JavaScript client stays
+            at ``/client/roomkit.js``.
         ssl_context: speaks TLS; else ``tls_cert`` and ``tls_key`` of the settings do.
 
     Example::
@@ -57,6 +60,7 @@ class Server:
         settings: Settings | None = None,
         *,
         authenticate: Callable[[UpgradeRequest], str | None] | None = None,
+        application: WsgiApplication | None = None,
         ssl_context: ssl.SSLContext | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -82,7 +86,7 @@ class Server:
             place=lambda request: self._reactor_index(request.query.get("room_id", "")),
             tally=self.tally,
         )
-        self.listener.application = Api(self, make_registry(self))
+        self.listener.application = Api(self, make_registry(self), application)
 
     def __enter__(self) -> Server:
         return self.start()

@@ -707,6 +707,27 @@ def test_without_the_demo_there_are_no_pages(bench: Bench) -> None:
     server = bench.serve(demo=False)
     assert request(server.listener.address, "GET", "/").status == 404
     assert request(server.listener.address, "GET", "/healthz").status == 200
+    assert request(server.listener.address, "GET", "/client/roomkit.js").status == 200
+
+
+def test_an_application_of_ones_own_answers_all_other_paths(bench: Bench) -> None:
+    """Any method, the query and the body included; what is roomkit's stays so, a wrong method on it too."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain"), ("X-App", "mine")])
+        body = environ["wsgi.input"].read()
+        return [f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ['QUERY_STRING']} ".encode() + body]
+
+    address = bench.serve(hooks={"application": application}).listener.address
+    assert request(address, "GET", "/").body == b"GET /? "
+    answer = request(address, "POST", "/shop/cart?n=1", {"a": 1})
+    assert (answer.headers["X-App"], answer.body) == ("mine", b'POST /shop/cart?n=1 {"a": 1}')
+    assert request(address, "GET", "/demo/demo.js").headers["X-App"] == "mine"
+    for path in ("/healthz", "/api/rooms", "/client/roomkit.js"):
+        answer = request(address, "GET", path)
+        assert (answer.status, "X-App" in answer.headers) == (200, False)
+    assert request(address, "PUT", "/api/rooms").status == 405
+    assert request(address, "GET", "/ws").status == 426
 
 
 def test_the_javascript_client_is_served_and_cached(server: Server, http: Http) -> None:
