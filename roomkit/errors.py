@@ -23,7 +23,8 @@
     ├── InvalidMessage         (also ValueError) input that does not fit its declared type
     ├── InvalidConfig          (also ValueError) a bound that makes no sense
     ├── InvalidLifecycle       (also ValueError) a transition table with a fault
-    └── LockUpgradeError       (also RuntimeError) the write lock was asked for by a thread that reads
+    ├── LockUpgradeError       (also RuntimeError) the write lock was asked for by a thread that reads
+    └── UsedAfterFork          (also RuntimeError) the threads of this manager stayed behind in the parent process
 
 Whatever is raised, nothing was changed. ``code`` is the name in snake case: stable, sent to clients, never translated.
 """
@@ -31,20 +32,28 @@ Whatever is raised, nothing was changed. ``code`` is the name in snake case: sta
 from __future__ import annotations
 
 import re
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
+
+_BY_CODE: dict[str, type[RoomkitError]] = {}
 
 
 class RoomkitError(Exception):
     """The base of all of them. ``code`` is stable; the text is for people."""
 
-    code: ClassVar[str] = "roomkit_error"
+    code: str = "roomkit_error"
 
     def __init_subclass__(cls) -> None:
         cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        _BY_CODE.setdefault(cls.code, cls)
 
 
 class InvalidTransition(RoomkitError):
-    """The room's status does not allow the operation; the room is as it was."""
+    """The room's status does not allow the operation; the room is as it was.
+
+    The attributes are empty where the error came over the wire, which carries the code and the sentence only.
+    """
+
+    room_id = status = operation = ""
 
     def __init__(self, room_id: str, status: str, operation: str) -> None:
         super().__init__(f"room {room_id!r} is {status}: {operation} is not allowed")
@@ -135,6 +144,10 @@ class LockUpgradeError(RoomkitError, RuntimeError):
     """A thread that holds the room's lock asked for it in a way that could never be granted (the upgrade trap)."""
 
 
+class UsedAfterFork(RoomkitError, RuntimeError):
+    """The manager had threads when the process forked; they exist in the parent only, and its locks may be held."""
+
+
 class CloseCode(NamedTuple):
     """A WebSocket close code: its name, and whether a client should come back and resume."""
 
@@ -177,6 +190,7 @@ CLOSE_CODES: dict[int, CloseCode] = {entry.code: entry for entry in _CODES}
 #: Name to number: ``CLOSE["too_slow"] == 4008``.
 CLOSE: dict[str, int] = {entry.name: entry.code for entry in _CODES}
 
+#: The first of a code is what :func:`error_for_close` makes of it.
 _CLOSE_FOR: dict[type[RoomkitError], int] = {
     BadToken: 4501,
     PlayerExists: 4501,
@@ -185,8 +199,8 @@ _CLOSE_FOR: dict[type[RoomkitError], int] = {
     RoomNotFound: 4504,
     RoomFull: 4505,
     RoomLocked: 4506,
-    InvalidId: 4507,
     InvalidMessage: 4507,
+    InvalidId: 4507,
     Unauthorized: 4508,
     LimitExceeded: 4529,
     RoomBusy: 4013,
@@ -199,3 +213,39 @@ _CLOSE_FOR: dict[type[RoomkitError], int] = {
 def close_code_for(error: RoomkitError) -> int:
     """The close code that tells a client that could not join why."""
     return _CLOSE_FOR.get(type(error), 4500)
+
+
+# The way back: what a client makes of codes.
+
+_FOR_CLOSE = {code: kind for kind, code in reversed(_CLOSE_FOR.items())}
+
+
+def error_for(code: str, message: str) -> RoomkitError:
+    """The exception that a server told of: of the class with this ``code``, or a plain RoomkitError that has it."""
+    kind = _BY_CODE.get(code, RoomkitError)
+    error = kind.__new__(kind, message)  # without __init__, which may ask for what only the server knows
+    error.args = (message,)
+    error.code = code
+    return error
+
+
+def error_for_close(code: int, reason: str) -> RoomkitError | None:
+    """Why a server did not let this client in, from its close code; None: the code tells of something else."""
+    kind = _FOR_CLOSE.get(code)
+    return None if kind is None else error_for(kind.code, reason)
+
+
+#: What a WebSocket reports when no close frame came (RFC 6455, section 7.4.1).
+NO_STATUS, LOST = 1005, 1006
+
+
+def should_come_back(code: int) -> bool:
+    """Whether a connection closed with this code is to be resumed; for unknown codes their range decides."""
+    known = CLOSE_CODES.get(code)
+    return known.come_back if known is not None else code in (NO_STATUS, LOST) or 4000 <= code < 4500
+
+
+def close_name(code: int) -> str:
+    """The code's name; ``connection_lost`` or ``unknown`` for one that is not in the table."""
+    known = CLOSE_CODES.get(code)
+    return known.name if known is not None else "connection_lost" if should_come_back(code) else "unknown"

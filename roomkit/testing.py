@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from roomkit.broadcaster import Broadcaster
 from roomkit.core.config import RoomConfig
 from roomkit.core.events import Event
+from roomkit.core.follow import follow
 from roomkit.core.lifecycle import BUILTIN_OPERATIONS, Lifecycle
+from roomkit.core.snapshot import RoomState
 from roomkit.delivery import Batch
 from roomkit.errors import InvalidTransition, RoomkitError
 from roomkit.room import Room
@@ -247,7 +249,7 @@ class _Inline:
 
 class CopyOfState:
     """A client's copy of a room's state: it starts from ``state.to_dict()`` and follows the events as the table of
-    ``docs/protocol.md`` says, ignoring those that it has.
+    ``docs/protocol.md`` says (``roomkit.core.follow``, as ``roomkit.client`` does), ignoring those that it has.
 
     Args:
         state: as in a welcome; it is copied.
@@ -256,17 +258,21 @@ class CopyOfState:
     """
 
     def __init__(self, state: Mapping[str, Any]) -> None:
-        self.state: dict[str, Any] = copy.deepcopy(dict(state))
+        self._state = RoomState.from_dict(copy.deepcopy(dict(state)))
 
     @property
     def seq(self) -> int:
         """The number of the last event in it."""
-        seq: int = self.state["seq"]
-        return seq
+        return self._state.seq
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """:meth:`to_dict`."""
+        return self.to_dict()
 
     def to_dict(self) -> dict[str, Any]:
         """To be compared with ``room.get_state().to_dict()``."""
-        return copy.deepcopy(self.state)
+        return copy.deepcopy(self._state.to_dict())
 
     def apply(self, event: Event | Mapping[str, Any]) -> bool:
         """Follow one event (an :class:`Event`, or a message as decoded from the wire).
@@ -274,58 +280,17 @@ class CopyOfState:
         Returns:
             Whether it was new; welcomes, gap notices and events up to :attr:`seq` change nothing.
         """
-        if isinstance(event, Event):
-            kind, seq, timestamp, data = event.type, event.seq, event.timestamp, event.data
-        else:
-            kind, seq, data = event["type"], event.get("seq", 0), event["data"]
-            timestamp = event.get("timestamp", "")
-        if seq <= self.seq:
-            return False
-        state, players = self.state, self.state["players"]
-        data = copy.deepcopy(data)
-        if kind == "player_joined":
-            players.append(data["player"])
-        elif kind == "player_left":
-            state["players"] = [player for player in players if player["id"] != data["player_id"]]
-        elif kind in ("player_dropped", "player_resumed"):
-            self._player(data["player_id"])["connected"] = kind == "player_resumed"
-        elif kind == "player_ready":
-            self._player(data["player_id"])["ready"] = data["ready"]
-        elif kind == "song_selected":
-            self._merge({"song_id": data["song_id"]})
-        elif kind in ("settings_changed", "operation_performed"):
-            self._merge(data["settings"])
-        elif kind == "room_status":
-            state["status"] = data["status"]
-        elif kind == "host_changed":
-            state["host"] = data["player_id"]
-        elif kind == "game_started":
-            state["started_at"] = timestamp
-            state["results"] = None
-        elif kind == "game_finished":
-            state["results"] = data["results"]
-        elif kind == "room_transferred":
-            state["transferred_to"] = data["room_id"]
-        elif kind == "room_updated":
-            state.update({key: data[key] for key in ("locked", "private", "metadata") if key in data})
-        if data.get("ready_cleared") and kind in ("song_selected", "settings_changed", "room_status"):
-            for player in state["players"]:
-                player["ready"] = False
-        state["seq"] = seq
-        return True
+        if not isinstance(event, Event):
+            if "seq" not in event:
+                return False
+            event = Event.from_dict(event)
+        before = self._state
+        self._state = follow(before, event)
+        return self._state is not before
 
     def apply_all(self, events: Iterable[Event | Mapping[str, Any]]) -> int:
         """:meth:`apply` each; returns how many were new."""
         return sum(self.apply(event) for event in events)
-
-    def _player(self, player_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = next(player for player in self.state["players"] if player["id"] == player_id)
-        return found
-
-    def _merge(self, changes: Mapping[str, Any]) -> None:
-        merged = {**self.state["settings"], **changes}
-        self.state["settings"] = {key: value for key, value in merged.items() if value is not None}
-        self.state["song_id"] = self.state["settings"].get("song_id")
 
 
 def lifecycle_machine(
@@ -428,7 +393,11 @@ def lifecycle_machine(
                 if operation == "set_player_ready":
                     self.attempt(operation, lambda player=player: self.room.set_player_ready(player))  # type: ignore[misc]
                 else:
-                    self.attempt(operation, self._call(operation, player, None, drawn))
+                    asker = None
+                    if operation in lifecycle.operations and there:  # a check may want to know who asks
+                        may = self.room.get_state().host if lifecycle.operations[operation].host_only else player
+                        asker = drawn.draw(st.sampled_from([may, None]), "asker")
+                    self.attempt(operation, self._call(operation, player, asker, drawn))
 
         def _fits(self, operation: str) -> bool:
             status = str(self.room.status)

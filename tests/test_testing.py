@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from roomkit import Lifecycle, Room, RoomConfig, RoomManager
+from roomkit import Event, Lifecycle, Room, RoomConfig, RoomManager
 from roomkit.core import commands as c
 from roomkit.core.events import EVENT_TYPES
 from roomkit.delivery import Batch
@@ -154,11 +154,17 @@ def test_copy_of_state_follows_every_event_type() -> None:
 
 def test_copy_of_state_shares_nothing() -> None:
     """What is done to what went in or came out does not change the copy."""
-    given = {"seq": 0, "players": [], "settings": {}}
+    given = Room("room-1", broadcaster=InlineBroadcaster()).get_state().to_dict()
+    given["settings"] = {"deep": []}
     copy = CopyOfState(given)
-    given["players"].append("x")  # type: ignore[attr-defined]
-    copy.to_dict()["players"].append("y")
-    assert copy.state["players"] == []
+    given["settings"]["deep"].append("x")
+    copy.to_dict()["settings"]["deep"].append("y")
+    assert copy.state["settings"] == {"deep": []}
+    settings = {"list": []}
+    event = Event("settings_changed", 1, "", {"player_id": None, "settings": settings, "ready_cleared": False})
+    assert copy.apply(event)
+    settings["list"].append("z")
+    assert copy.state["settings"] == {"deep": [], "list": []}
 
 
 def test_lifecycle_machine_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,9 @@ export class RoomClient {
   /** A fresh copy of the state from the server. It also repairs the local copy; one that is newer leaves it to the events
    *  that are on their way. */
   refresh(): Promise<RoomState>;
+  /** The events after `seq`, in order, for showing what was before this client came (a chat's last messages); null when the
+   *  server's history no longer has them all. They are not applied, and no callback is called. */
+  eventsAfter(seq: number): Promise<RoomEvent[] | null>;
   /** Round-trip time in milliseconds. */
   ping(): Promise<number>;
 

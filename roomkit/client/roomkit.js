@@ -303,6 +303,11 @@ export class RoomClient {
     });
   }
 
+  /** The events after `seq` that the server still has, for showing what was; null when it no longer has them all. */
+  eventsAfter(seq) {
+    return this._operation('state', { after: seq }, { value: ({ events }) => events ?? null });
+  }
+
   /** Round-trip time, milliseconds. Also sets clockOffset. */
   ping() {
     return this._operation('ping', undefined, { value: (data, op) => this._pong(data, op), passesHold: true });

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timezone
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from itertools import accumulate
+from math import inf, nextafter
 from typing import Any
 
 import msgspec
@@ -51,6 +53,12 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     timestamp: str
     data: dict[str, Any]
     conflated: int = 0
+
+    @classmethod
+    def from_dict(cls, message: Mapping[str, Any]) -> Event:
+        """From a message as it came over the wire; what it has besides is ignored. KeyError: something is missing."""
+        timestamp, conflated = message.get("timestamp", ""), message.get("conflated", 0)
+        return cls(message["type"], message["seq"], timestamp, message["data"], conflated)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -112,3 +120,17 @@ def rfc3339(at: float) -> str:
         text = datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
         _second = (second, text)
     return f"{text}.{milliseconds - second * 1000:03d}Z"
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def parse_rfc3339(text: str) -> float:
+    """Unix seconds of what :func:`rfc3339` wrote; writing them again gives the same text.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    milliseconds = (datetime.fromisoformat(text.replace("Z", "+00:00")) - _EPOCH) // timedelta(milliseconds=1)
+    at = milliseconds / 1000
+    return at if int(at * 1000) == milliseconds else nextafter(at, inf)  # the nearest float may lie just below

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
-from roomkit.core.events import rfc3339
+from roomkit.core.events import parse_rfc3339, rfc3339
 
 
 class Player(msgspec.Struct, frozen=True):
@@ -29,6 +30,11 @@ class Player(msgspec.Struct, frozen=True):
             "connected": self.connected,
             "joined_at": rfc3339(self.joined_at),
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Player:
+        """The inverse of :meth:`to_dict`. KeyError, TypeError, ValueError: it is no player."""
+        return cls(data["id"], data["name"], data["ready"], data["connected"], parse_rfc3339(data["joined_at"]))
 
     def __repr__(self) -> str:  # a token is a secret and must not reach a log
         return f"Player(id={self.id!r}, name={self.name!r}, ready={self.ready}, connected={self.connected})"
@@ -96,3 +102,30 @@ class RoomState(msgspec.Struct, frozen=True, weakref=True):
             "started_at": None if self.started_at is None else rfc3339(self.started_at),
             "transferred_to": self.transferred_to,
         }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RoomState:
+        """The inverse of :meth:`to_dict`; what ``data`` has besides is ignored. It shares the values within settings,
+        results and metadata with ``data``. KeyError, TypeError, ValueError: it is no room's state.
+        """
+        started_at, results = data["started_at"], data["results"]
+        return cls(
+            id=data["id"],
+            epoch=data["epoch"],
+            seq=data["seq"],
+            lifecycle=data["lifecycle"],
+            status=data["status"],
+            host=data["host"],
+            players=tuple([Player.from_dict(player) for player in data["players"]]),
+            settings=MappingProxyType(dict(data["settings"])),
+            results=None if results is None else MappingProxyType(dict(results)),
+            max_players=data["max_players"],
+            min_players=data["min_players"],
+            locked=data["locked"],
+            private=data["private"],
+            has_password=data["has_password"],
+            metadata=MappingProxyType(dict(data["metadata"])),
+            created_at=parse_rfc3339(data["created_at"]),
+            started_at=None if started_at is None else parse_rfc3339(started_at),
+            transferred_to=data["transferred_to"],
+        )

@@ -463,6 +463,24 @@ class RoomMachine:
                 deadline = seat.kept_until
         return deadline
 
+    def deadlines(self) -> list[tuple[str, str | None, float]]:
+        """Everything that time will demand, as ``(rule, player id or None, monotonic seconds)``: ``closed``,
+        ``lifetime``, ``empty``, ``finished``, and ``seat`` for each seat that is kept. For people to look at; the
+        earliest is :meth:`next_deadline`.
+        """
+        config = self.config
+        if self.closed:
+            return [("closed", None, self.next_deadline())]
+        found: list[tuple[str, str | None, float]] = []
+        if config.max_lifetime:
+            found.append(("lifetime", None, self.created + config.max_lifetime))
+        if self.connected_count == 0 and config.empty_ttl:
+            found.append(("empty", None, self.last_active + config.empty_ttl))
+        if self.finished_at is not None and config.finished_ttl:
+            found.append(("finished", None, self.finished_at + config.finished_ttl))
+        found += [("seat", s.id, s.kept_until) for s in self.seats.values() if s.kept_until is not None]
+        return [row for row in found if row[2] < math.inf]
+
     def expired_reason(self, now: float) -> str | None:
         """Why the room should be taken away at ``now`` (closed, lifetime, idle), or None (seed, rules 1 to 3)."""
         config = self.config

@@ -1,4 +1,4 @@
-"""A TCP proxy: the network between a browser and the server, and its failures."""
+"""A TCP proxy: the network between a client and the server, and its failures."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class Proxy:
         for sock in (self._listener, self._woken):
             self._selector.register(sock, selectors.EVENT_READ)
         self._peers: dict[socket.socket, socket.socket] = {}  # of the proxy's thread alone
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # reentrant: freezing and losing share steps
         # Guarded by _changed:
         self._is_down = False
+        self._is_freezing = False
         self._ended = False
         self.refused = 0  # connections that were tried during outages
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
@@ -44,6 +45,17 @@ class Proxy:
         self._wake.send(b"!")
         with self._changed:
             assert self._changed.wait_for(lambda: not self._peers, PATIENCE), "connections are left"
+
+    def freeze(self) -> None:
+        """The connections of this moment go dead without a word: nothing passes, nothing is closed. New ones work."""
+        with self._changed:
+            self._is_freezing = True
+            self._wake.send(b"!")
+            assert self._changed.wait_for(lambda: not self._is_freezing, PATIENCE), "nothing froze"
+
+    def redirect(self, port: int) -> None:
+        """New connections go to another port."""
+        self._target = ("127.0.0.1", port)
 
     def restore(self) -> None:
         """New connections go through again."""
@@ -74,13 +86,24 @@ class Proxy:
                     self._accept()
                 elif sock is self._woken:
                     self._woken.recv(64)
-                    self._lose_all()
+                    self._woken_up()
                 elif sock in self._peers:  # not closed earlier in this turn
                     self._forward(sock)
         self._lose_all()
         self._selector.close()
         for sock in (self._listener, self._wake, self._woken):
             sock.close()
+
+    def _woken_up(self) -> None:
+        with self._changed:
+            if not self._is_freezing:
+                self._lose_all()
+                return
+            for sock in self._peers:
+                with contextlib.suppress(KeyError):  # frozen before
+                    self._selector.unregister(sock)
+            self._is_freezing = False
+            self._changed.notify_all()
 
     def _accept(self) -> None:
         near, _ = self._listener.accept()
@@ -114,8 +137,9 @@ class Proxy:
     def _forget(self, sock: socket.socket) -> socket.socket:
         peer = self._peers.pop(sock)
         del self._peers[peer]
-        self._selector.unregister(sock)
-        self._selector.unregister(peer)
+        for each in (sock, peer):
+            with contextlib.suppress(KeyError):  # frozen
+                self._selector.unregister(each)
         return peer
 
     def _lose_all(self) -> None:
