@@ -16,7 +16,7 @@ import unicodedata
 from datetime import datetime, timezone
 from typing import Any
 
-__all__ = ["configure_logging"]
+__all__ = ["configure_logging", "escape"]
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -33,7 +33,7 @@ _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asct
 _lock = threading.Lock()  # serialises configure_logging(), so that two calls at once install one handler
 
 
-def configure_logging(level: str = "info", json: bool = False) -> None:
+def configure_logging(level: str = "info", json: bool = False, worker: int | None = None) -> None:
     """Send what is logged under "roomkit" to standard error. Call it again to change level or format.
 
     Only the logger "roomkit" is touched: handlers that others gave it stay, and it no longer passes records on to the
@@ -42,6 +42,7 @@ def configure_logging(level: str = "info", json: bool = False) -> None:
     Args:
         level: the least severe level shown: debug, info, warning, error or critical.
         json: one JSON object a line instead of text.
+        worker: the number of this process among several, to stand in every record.
 
     Raises:
         ValueError: an unknown level; nothing was changed.
@@ -54,7 +55,7 @@ def configure_logging(level: str = "info", json: bool = False) -> None:
     with _lock:
         ours = (handler for handler in logger.handlers if isinstance(handler, _StderrHandler))
         handler = next(ours, None) or _StderrHandler()
-        handler.setFormatter(_JsonFormatter() if json else _TextFormatter())
+        handler.setFormatter(_JsonFormatter(worker) if json else _TextFormatter(worker))
         logger.addHandler(handler)  # does nothing for a handler that is there already
         logger.propagate = False
         logger.setLevel(_LEVELS[level.lower()])
@@ -75,15 +76,24 @@ class _StderrHandler(logging.Handler):
 class _TextFormatter(logging.Formatter):
     """``2024-03-27T20:00:00.123Z WARNING roomkit.server: message``, and a traceback behind bars below it."""
 
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = "" if worker is None else f" [worker {worker}]"
+
     def format(self, record: logging.LogRecord) -> str:
-        lines = [_escape(f"{_timestamp(record)} {record.levelname} {record.name}: {record.getMessage()}")]
+        head = f"{_timestamp(record)} {record.levelname} {record.name}{self._worker}"
+        lines = [escape(f"{head}: {record.getMessage()}")]
         for text in (_traceback(self, record), record.stack_info):
-            lines += [_BAR + _escape(line) for line in (text or "").splitlines()]
+            lines += [_BAR + escape(line) for line in (text or "").splitlines()]
         return "\n".join(lines)
 
 
 class _JsonFormatter(logging.Formatter):
     """timestamp, level, logger, message, exception and stack where there are any, and the fields given as `extra`."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = worker
 
     def format(self, record: logging.LogRecord) -> str:
         row: dict[str, Any] = {
@@ -92,6 +102,8 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if self._worker is not None:
+            row["worker"] = self._worker
         if exception := _traceback(self, record):
             row["exception"] = exception
         if record.stack_info:
@@ -117,7 +129,7 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str |
     return record.exc_text
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """The text with every control, format and separator character, and lone surrogate, as a Python escape."""
     if text.isprintable():
         return text

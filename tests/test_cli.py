@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from roomkit._version import __version__
-from roomkit.cli import _Signals, main
+from roomkit.cli import main
 from roomkit.core.diagram import to_markdown, to_mermaid, to_page
 from roomkit.core.drawing import to_svg
 from roomkit.core.lifecycle import GAME
+from roomkit.server.process import Signals
 from roomkit.settings import load_settings, settings_table_markdown
 
 ROOT = Path(__file__).parents[1]
@@ -425,18 +426,18 @@ def test_a_second_signal_cuts_a_drain_short(serve: Any, second: signal.Signals) 
 
 
 @pytest.fixture
-def signals() -> Iterator[_Signals]:
+def signals() -> Iterator[Signals]:
     """With this process's own handlers restored."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _Signals() as signals:
+        with Signals() as signals:
             yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def test_a_signal_before_the_wait_is_not_lost_and_each_ends_one_wait(signals: _Signals) -> None:
+def test_a_signal_before_the_wait_is_not_lost_and_each_ends_one_wait(signals: Signals) -> None:
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)
     signals.wait(0)
@@ -445,14 +446,14 @@ def test_a_signal_before_the_wait_is_not_lost_and_each_ends_one_wait(signals: _S
         signals._receiver.recv(1)
 
 
-def test_another_thread_can_end_the_wait(signals: _Signals) -> None:
+def test_another_thread_can_end_the_wait(signals: Signals) -> None:
     waker = threading.Thread(target=signals.wake)
     waker.start()
     signals.wait(DEADLINE)
     waker.join()
 
 
-def test_a_wake_after_the_end_does_nothing(signals: _Signals) -> None:
+def test_a_wake_after_the_end_does_nothing(signals: Signals) -> None:
     signals.__exit__()
     signals.wake()
     assert signal.set_wakeup_fd(-1) == -1

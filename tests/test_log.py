@@ -179,3 +179,17 @@ def test_without_a_standard_error_nothing_is_raised(monkeypatch: pytest.MonkeyPa
     configure_logging()
     monkeypatch.setattr(sys, "stderr", None)
     logging.getLogger("roomkit").error("nobody listens")
+
+
+def test_a_worker_process_says_which_one_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """In both formats; a process that is alone says nothing of it."""
+    for json_lines in (False, True):
+        configure_logging("info", json_lines, worker=3)
+        logging.getLogger("roomkit.test").info("hello")
+        configure_logging("info", json_lines)
+        logging.getLogger("roomkit.test").info("hello")
+    text, alone, row, alone_row = capsys.readouterr().err.splitlines()
+    assert text.endswith("INFO roomkit.test [worker 3]: hello")
+    assert alone.endswith("INFO roomkit.test: hello")
+    assert json.loads(row)["worker"] == 3
+    assert "worker" not in json.loads(alone_row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import time
 import zlib
@@ -15,14 +16,16 @@ from roomkit.core.ids import check_id
 from roomkit.errors import InvalidMessage, ShuttingDown
 from roomkit.manager import RoomManager
 from roomkit.room import Room
-from roomkit.runtime import Pressure
+from roomkit.runtime import Pressure, new_short_id
 from roomkit.server.api import Api
 from roomkit.server.handshake import HandshakeRefused, UpgradeRequest
 from roomkit.server.limits import Limits
 from roomkit.server.listener import WebSocketServer, WsgiApplication
 from roomkit.server.metrics import make_registry
+from roomkit.server.peers import Peers
 from roomkit.server.reactor import LoopBroadcaster
 from roomkit.server.session import JoinRequest, RoomSession
+from roomkit.server.sharding import Sharding
 from roomkit.server.websocket import Session
 from roomkit.settings import Settings
 
@@ -38,13 +41,15 @@ class Server:
         rooms: the manager to serve (default: one made from the settings). From then on its rooms are drained by the
             server's I/O threads; its reaper is started.
         settings: everything that ``roomkit serve`` can be told.
-        authenticate: called as ``authenticate(request)`` with the ``UpgradeRequest`` of every WebSocket, on a pool
-            thread, so it may block. It raises ``Unauthorized`` to refuse (close code 4508); a string that it returns is
-            the player id to use instead of the one in the address.
+        authenticate: called as ``authenticate(request)`` with the ``UpgradeRequest`` of every WebSocket, and of
+            every REST request that makes a room or takes a seat, on a pool thread, so it may block. It raises
+            ``Unauthorized`` to refuse (close code 4508, status 401); a string that it returns is the player id to use
+            instead of the one that was asked for. Whoever shows the admin token over REST is not asked.
         application: a WSGI application of your own (Flask, Django, static files): it answers every request whose path
             is none of roomkit's, on the threads ``roomkit-http-N``; there is no demo then. The JavaScript client stays
             at ``/client/roomkit.js``.
         ssl_context: speaks TLS; else ``tls_cert`` and ``tls_key`` of the settings do.
+        peers, listening: for the worker processes of ``roomkit serve --workers N``.
 
     Example::
 
@@ -63,13 +68,17 @@ class Server:
         application: WsgiApplication | None = None,
         ssl_context: ssl.SSLContext | None = None,
         wall_clock: Callable[[], float] = time.time,
+        peers: Peers | None = None,
+        listening: socket.socket | None = None,
     ) -> None:
         self.settings = settings = settings if settings is not None else Settings()
-        self.rooms = rooms if rooms is not None else manager_from(settings)
+        self.rooms = rooms if rooms is not None else manager_from(settings, peers)
         self.tally = self.rooms.tally
         self.wall_clock = wall_clock
         self.greeting = {"ping_interval": settings.ping_interval, "pong_timeout": settings.pong_timeout}
+        self.authenticate = authenticate
         self.draining = False
+        self.websocket_path: str | None = "/ws"  # None: whoever hands upgrades over has looked at the path
         if ssl_context is None and settings.tls_cert is not None:
             ssl_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             ssl_context.load_cert_chain(settings.tls_cert, settings.tls_key)
@@ -85,8 +94,11 @@ class Server:
             http_threads=settings.http_threads,
             place=lambda request: self._reactor_index(request.query.get("room_id", "")),
             tally=self.tally,
+            peers=peers,
+            listening=listening,
         )
-        self.listener.application = Api(self, make_registry(self), application)
+        api = Api(self, make_registry(self), application)
+        self.listener.application = api if peers is None else Sharding(self, peers, api)
 
     def __enter__(self) -> Server:
         return self.start()
@@ -98,16 +110,17 @@ class Server:
         """Take the port, unless it is taken already, without serving yet. Raises PortInUse; nothing is held then."""
         return self.listener.bind()
 
-    def start(self) -> Server:
+    def start(self, *, port: bool = True) -> Server:
         """Take the port, start the threads (``roomkit-io-N``, ``roomkit-reaper``, and with the first request
-        ``roomkit-http-N``), and serve.
+        ``roomkit-http-N``), and serve. Without a ``port`` connections come from another server (``roomkit.embed``).
 
         Raises:
             PortInUse: nothing was started.
         """
-        self.bind()
+        if port:
+            self.bind()
         self.rooms.use_broadcaster(self._broadcaster)
-        self.listener.start()
+        self.listener.start(port=port)
         self.rooms.start_cleanup()
         return self
 
@@ -149,7 +162,7 @@ class Server:
         return LoopBroadcaster(self.listener.reactors[self._reactor_index(room_id)], room_id, drain)
 
     def _open_session(self, request: UpgradeRequest, identity: Any) -> Session:
-        if request.path != "/ws":
+        if self.websocket_path not in (None, request.path):
             raise HandshakeRefused(404, "not_found", "WebSockets are at /ws")
         if not self.ready:
             raise ShuttingDown("the server is restarting; come back in 2.0 s")
@@ -186,14 +199,15 @@ def limits_from(settings: Settings) -> Limits:
     return Limits(**{name: getattr(settings, name) for name in Limits.__struct_fields__})
 
 
-def manager_from(settings: Settings) -> RoomManager:
-    """A manager with the rooms' share of the settings."""
+def manager_from(settings: Settings, peers: Peers | None = None) -> RoomManager:
+    """A manager with the rooms' share of the settings; among peers it makes only ids that are its own to serve."""
     names = [name for name in RoomConfig.__struct_fields__ if hasattr(settings, name)]
     return RoomManager(
         RoomConfig(**{name: getattr(settings, name) for name in names}),
         max_rooms=settings.max_rooms,
         max_rooms_per_owner=settings.max_rooms_per_owner,
         on_watermark=partial(_warn_of_load, log),
+        new_room_id=new_short_id if peers is None else peers.new_room_id,
     )
 
 

@@ -36,10 +36,24 @@ class HttpConnection(SocketHandler):
     Thread safety: its reactor's thread only, but for :meth:`_run_application`, which runs on a pool thread.
     """
 
-    __slots__ = ("_answering", "_body", "_deadline", "_h11", "_head", "_request", "_waiting_for_head")
+    __slots__ = (
+        "_answering",
+        "_body",
+        "_deadline",
+        "_h11",
+        "_head",
+        "_received",
+        "_request",
+        "_waiting_for_head",
+        "from_peer",
+    )
 
-    def __init__(self, hub: WebSocketServer, reactor: Reactor, sock: socket.socket, address: str) -> None:
+    def __init__(
+        self, hub: WebSocketServer, reactor: Reactor, sock: socket.socket, address: str, from_peer: bool = False
+    ) -> None:
         super().__init__(hub, reactor, sock, address)
+        self.from_peer = from_peer  # another worker asks, on behalf of a client at ``address``
+        self._received = b""  # the head that is being looked at, and what came with it
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=max(hub.limits.max_head_size, 16_384))
         self._head = bytearray()  # a request head until it is whole; h11 gets it then
         self._waiting_for_head = True
@@ -82,9 +96,10 @@ class HttpConnection(SocketHandler):
             if data is not None:
                 self.hub.bytes_received += len(data)
                 if not self._closing:
-                    self._feed(data)
+                    self.feed(data)
 
-    def _feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> None:
+        """Understand what has arrived."""
         try:
             if self._answering:  # pipelined: kept until the answer is out, within reason
                 self._head += data
@@ -120,6 +135,7 @@ class HttpConnection(SocketHandler):
             return False
         data, self._head = bytes(self._head), bytearray()
         self._waiting_for_head = False
+        self._received = data
         self._h11.receive_data(data)
         return True
 
@@ -154,8 +170,11 @@ class HttpConnection(SocketHandler):
         headers = header_dict(request)
         if "content-length" in headers and "transfer-encoding" in headers:
             raise HandshakeRefused(400, "bad_request", "Content-Length and Transfer-Encoding exclude each other")
+        received, self._received = self._received, b""
         if not is_upgrade(request):
             return False
+        if self.hub.hand_over(self, request.target, received):
+            return True
         upgrade = check_upgrade(request, self.address, self.hub.origins)
         self._answering = True
         self.hub.upgrade(self, upgrade)
@@ -171,13 +190,14 @@ class HttpConnection(SocketHandler):
     def _answer(self) -> None:
         request = self._request
         assert request is not None
-        if self.hub.over_limit(self):
+        if not self.from_peer and self.hub.over_limit(self):
             self.refuse(429, "limit_exceeded", "too many connections")
             return
         self._answering = True
         environ = self._environ(request, b"".join(self._body))
         try:
-            self.hub.pool.submit(lambda: self._run_application(environ))
+            pool = self.hub.peer_pool if self.from_peer else self.hub.pool
+            pool.submit(lambda: self._run_application(environ))
         except PoolFull:
             self.refuse(503, "busy", "the server is busy; try again", [("Retry-After", "1")])
 
@@ -200,6 +220,7 @@ class HttpConnection(SocketHandler):
             "wsgi.multithread": True,
             "wsgi.multiprocess": False,
             "wsgi.run_once": False,
+            "roomkit.from_peer": self.from_peer,
         }
         for name, value in header_dict(request).items():
             key = name.upper().replace("-", "_")
@@ -270,7 +291,7 @@ class HttpConnection(SocketHandler):
             self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=max(self.hub.limits.max_head_size, 16_384))
             self._head[:0] = pipelined
         if self._head:
-            self._feed(b"")
+            self.feed(b"")
 
     def refuse(self, status: int, code: str, message: str, headers: Headers | None = None) -> None:
         """Answer with an error and close."""

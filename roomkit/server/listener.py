@@ -6,44 +6,31 @@ puts rooms behind it.
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from roomkit.concurrency.worker import PoolFull, WorkerPool
 from roomkit.core.events import encode_json
-from roomkit.errors import CLOSE, RoomkitError, Unauthorized, close_code_for
+from roomkit.errors import CLOSE, RoomkitError, Unauthorized, close_code_for, close_name
 from roomkit.metrics import Tally
-from roomkit.server.handshake import HandshakeRefused, UpgradeRequest, accept
+from roomkit.server.acceptor import Acceptor, listen
+from roomkit.server.handshake import HandshakeRefused, UpgradeRequest, accept, split_target
 from roomkit.server.http import HttpConnection
 from roomkit.server.limits import Limits
+from roomkit.server.peers import ANSWER_TIMEOUT, Letter, Peers
 from roomkit.server.reactor import Reactor
 from roomkit.server.sockets import SocketHandler
 from roomkit.server.websocket import Session, WebSocketConnection
 
 log = logging.getLogger("roomkit.server")
 
-_BACKLOG = 4096
-_ACCEPTS_PER_TURN = 64
-_ACCEPT_PAUSE = 1.0  # seconds without accepting after the process ran out of file descriptors
 _SPARE = 64  # connections over the limit that are still told why
-#: What accept(2) says of the connection that it would have returned: the next one may be well.
-_FAILED_CONNECTION = {
-    errno.ECONNABORTED,
-    errno.EPERM,
-    errno.EPROTO,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENOPROTOOPT,
-    errno.EOPNOTSUPP,
-}
 
 WsgiApplication = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -52,10 +39,6 @@ def not_found(environ: dict[str, Any], start_response: Callable[..., Any]) -> It
     """The WSGI application of a server that has no pages."""
     start_response("404 Not Found", [("Content-Type", "application/json")])
     return [encode_json({"error": {"code": "not_found", "message": "there is nothing here"}})]
-
-
-class PortInUse(OSError):
-    """The address cannot be listened on: another program does, or it is not this machine's."""
 
 
 class RefusedSession:
@@ -67,6 +50,7 @@ class RefusedSession:
 
     def on_open(self, connection: WebSocketConnection) -> None:
         """See Session."""
+        connection.hub.tally.add("refused_joins", close_name(self._code))
         connection.close(self._code, self._reason)
 
     def on_message(self, message: str | bytes) -> None:
@@ -89,6 +73,8 @@ class WebSocketServer:
         origins: Origins that are allowed besides the server's own; ``*``: all.
         ssl_context: speaks TLS.
         place: chooses the I/O thread for an upgrade, by any number; connections with equal numbers share a thread.
+        peers: the other worker processes on this port: upgrades are handed to the owner of their ``room_id``.
+        listening: a socket that listens already, which is used instead of ``host`` and ``port``, and closed.
 
     Thread safety: :meth:`start` and :meth:`stop` from any one thread; the rest as said.
     """
@@ -108,6 +94,8 @@ class WebSocketServer:
         http_threads: int = 4,
         place: Callable[[UpgradeRequest], int] = lambda request: 0,
         tally: Tally | None = None,
+        peers: Peers | None = None,
+        listening: socket.socket | None = None,
     ) -> None:
         self.limits = limits if limits is not None else Limits()
         self.application = application
@@ -115,6 +103,8 @@ class WebSocketServer:
         self.secure = ssl_context is not None
         self.tally = tally if tally is not None else Tally()
         self.pool = WorkerPool("roomkit-http", http_threads, 16 * http_threads)
+        # What other workers ask never waits for a thread that waits for another worker.
+        self.peer_pool = WorkerPool("roomkit-peer", http_threads, 64 * http_threads)
         self.reactors = [Reactor(f"roomkit-io-{n}") for n in range(io_threads)]
         self.bytes_sent = 0  # written by the I/O threads without a lock: near enough with several of them
         self.bytes_received = 0
@@ -122,9 +112,11 @@ class WebSocketServer:
         self._authenticate = authenticate
         self._ssl_context = ssl_context
         self._place = place
+        self._peers = peers
+        self._listening = listening
         self._host = host
         self._port = port
-        self._acceptor: _Acceptor | None = None
+        self._acceptor: Acceptor | None = None
         self._address: tuple[str, int] | None = None
         self._started = False
         self._condition = threading.Condition(threading.Lock())
@@ -132,6 +124,8 @@ class WebSocketServer:
         self._per_address: Counter[str] = Counter()
         self._connections = 0
         self._websockets = 0
+        self._adopted: dict[socket.socket, str] = {}  # not yet begun; with the address
+        self._running = False
 
     # Life.
 
@@ -143,20 +137,10 @@ class WebSocketServer:
         """
         if self._acceptor is not None:
             return self.address
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((self._host, self._port))
-            sock.listen(_BACKLOG)
-        except (OSError, OverflowError) as error:
-            sock.close()
-            code = getattr(error, "errno", None)
-            why = "the port is in use" if code == errno.EADDRINUSE else getattr(error, "strerror", None) or str(error)
-            raise PortInUse(code, f"cannot listen on {self._host} port {self._port}: {why}") from None
+        sock = self._listening if self._listening is not None else listen(self._host, self._port)
         sock.setblocking(False)
         self._address = sock.getsockname()[:2]
-        self._acceptor = _Acceptor(self, self.reactors[0], sock)
+        self._acceptor = Acceptor(self.reactors[0], sock, self.take, self.tally)
         return self.address
 
     @property
@@ -177,18 +161,25 @@ class WebSocketServer:
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
         return f"{'https' if self.secure else 'http'}://{host}:{port}"
 
-    def start(self) -> WebSocketServer:
+    def start(self, *, port: bool = True) -> WebSocketServer:
         """Take the port if :meth:`bind` has not, start the I/O threads (daemons, joined by :meth:`stop`), and serve.
+
+        Args:
+            port: without one, connections come by :meth:`adopt` alone.
 
         Raises:
             PortInUse: nothing was started.
         """
-        self.bind()
-        self._started = True
+        if port:
+            self.bind()
+        self._started = self._running = True
         for reactor in self.reactors:
             reactor.start()
-        assert self._acceptor is not None
-        self.reactors[0].call(self._acceptor.open)
+        if self._acceptor is not None:
+            self.reactors[0].call(self._acceptor.open)
+        if self._peers is not None:
+            peers = self._peers
+            self.reactors[0].call(lambda: peers.open(self.reactors[0], self._receive))
         return self
 
     def stop_accepting(self, timeout: float = 1.0) -> None:
@@ -226,8 +217,14 @@ class WebSocketServer:
         if self._started:
             self.close_websockets(CLOSE["service_restart"], lambda: "the server stops")
             self.wait_closed(min(timeout, self.limits.close_timeout))
+        with self._condition:
+            self._running = False
         ended = [reactor.stop(timeout) for reactor in self.reactors]
-        return all([*ended, self.pool.stop(timeout)])
+        for sock, address in self._adopted.items():  # the I/O thread ended before it came to them
+            sock.close()
+            self.release(address)
+        self._adopted = {}
+        return all([*ended, self.pool.stop(timeout), self.peer_pool.stop(timeout)])
 
     @property
     def connection_count(self) -> int:
@@ -238,6 +235,11 @@ class WebSocketServer:
     def websocket_count(self) -> int:
         """Open WebSockets."""
         return self._websockets
+
+    def count_stalled(self) -> int:
+        """WebSockets whose client does not take what is sent to it, at this moment. Looks at each of them."""
+        handlers = [handler for reactor in self.reactors for handler in reactor.handlers()]
+        return sum(isinstance(handler, WebSocketConnection) and handler.stalled for handler in handlers)
 
     # Connections; called by the I/O threads.
 
@@ -256,11 +258,14 @@ class WebSocketServer:
 
     def over_limit(self, connection: SocketHandler) -> bool:
         """Whether this connection is one too many, and is told so."""
+        return self._is_over_limit(connection.address)
+
+    def _is_over_limit(self, address: str) -> bool:
         limits = self.limits
         which = None
         if limits.max_connections and self._connections > limits.max_connections:
             which = "connections"
-        elif 0 < limits.max_connections_per_address < self._per_address[connection.address]:
+        elif 0 < limits.max_connections_per_address < self._per_address[address]:
             which = "connections_per_address"
         if which is not None:
             self.tally.add("limited", which)
@@ -268,7 +273,8 @@ class WebSocketServer:
 
     def forget(self, connection: SocketHandler) -> None:
         """A connection's socket is closed."""
-        self.release(connection.address)
+        if not (isinstance(connection, HttpConnection) and connection.from_peer):
+            self.release(connection.address)
         if isinstance(connection, WebSocketConnection):
             with self._condition:
                 self._websockets -= 1
@@ -281,6 +287,76 @@ class WebSocketServer:
             self._per_address[address] -= 1
             if not self._per_address[address]:
                 del self._per_address[address]
+
+    def take(
+        self, sock: socket.socket, address: str, received: bytes = b"", unsent: bytes = b"", from_peer: bool = False
+    ) -> None:
+        """Serve a connected socket on the first I/O thread, which calls this.
+
+        Args:
+            received: what was read from it already. unsent: what must be written first.
+            from_peer: another worker asks; it counts towards no limit, and has pool threads of its own.
+        """
+        if not from_peer and not self.admit(address):
+            self.tally.add("limited", "connections_closed")
+            sock.close()
+            return
+        connection = None
+        reactor = self.reactors[0]
+        try:
+            sock.setblocking(False)
+            if not from_peer:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._ssl_context is not None:
+                sock = self._ssl_context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            connection = HttpConnection(self, reactor, sock, address, from_peer)
+            reactor.register(connection.fd, connection)
+            if unsent:
+                connection.write(unsent)
+            if received:
+                connection.feed(received)
+        except Exception as error:
+            if not isinstance(error, OSError):  # that one is the network's affair
+                log.exception("a connection could not be taken")
+            if connection is not None:
+                connection.lost()
+            else:
+                sock.close()
+                if not from_peer:
+                    self.release(address)
+
+    def _receive(self, letter: Letter, sock: socket.socket) -> None:
+        """Serve what another worker sent."""
+        if letter.is_question and time.monotonic() > letter.sent_at + ANSWER_TIMEOUT:
+            sock.close()  # who asked has given up, and must not find it done after all
+        else:
+            self.take(sock, letter.address, letter.received, letter.unsent, letter.is_question)
+
+    def hand_over(self, http: HttpConnection, target: bytes, received: bytes) -> bool:
+        """Give an upgrade request to another worker when its room is there; False: it is for this one.
+
+        The socket is the other's from then on; ``http`` has come to its end.
+
+        Args:
+            received: the request as it came, with what came behind it.
+        """
+        peers = self._peers
+        if peers is None:
+            return False
+        try:
+            _, query = split_target(target)
+        except HandshakeRefused:
+            return False
+        owner = peers.owner_of(query.get("room_id", ""))
+        if owner == peers.index:
+            return False
+        letter = Letter(http.address, received, http.take_outbox())
+        http.reactor.unregister(http.fd, http)
+        http.alive = False  # its socket lives on
+        self.release(http.address)
+        self.tally.add("connections_handed_over")
+        peers.send_connection(owner, letter, http.sock)
+        return True
 
     def upgrade(self, http: HttpConnection, request: UpgradeRequest) -> None:
         """Make a WebSocket of a connection whose request is well-formed."""
@@ -296,17 +372,7 @@ class WebSocketServer:
 
     def _run_authenticate(self, http: HttpConnection, request: UpgradeRequest) -> None:
         """On a pool thread: the hook may block."""
-        assert self._authenticate is not None
-        refused: RefusedSession | None = None
-        identity = None
-        try:
-            identity = self._authenticate(request)
-        except Unauthorized as error:
-            refused = RefusedSession(CLOSE["unauthorized"], str(error))
-        except BaseException:  # SystemExit too: the client would wait for ever
-            log.exception("authenticate failed")
-            self.tally.add("hook_errors")
-            refused = RefusedSession(CLOSE["internal_error"], "the server could not check who you are")
+        identity, refused = self._ask_who(request)
 
         def finish() -> None:
             if http.alive:
@@ -317,15 +383,33 @@ class WebSocketServer:
 
         http.reactor.call(finish)
 
+    def _ask_who(self, request: UpgradeRequest) -> tuple[Any, RefusedSession | None]:
+        """What ``authenticate`` says; the session of one whom it refuses."""
+        if self._authenticate is None:
+            return None, None
+        try:
+            return self._authenticate(request), None
+        except Unauthorized as error:
+            return None, RefusedSession(CLOSE["unauthorized"], str(error))
+        except BaseException:  # SystemExit too: the client would wait for ever
+            log.exception("authenticate failed")
+            self.tally.add("hook_errors")
+            return None, RefusedSession(CLOSE["internal_error"], "the server could not check who you are")
+
     def _open(self, http: HttpConnection, request: UpgradeRequest, identity: Any) -> None:
         try:
-            session = self._open_session(request, identity)
+            session = self._session_for(request, identity)
         except HandshakeRefused as refusal:
             http.refuse(refusal.status, refusal.code, str(refusal), list(refusal.headers))
             return
-        except RoomkitError as error:
-            session = RefusedSession(close_code_for(error), str(error))
         self._become(http, request, session)
+
+    def _session_for(self, request: UpgradeRequest, identity: Any) -> Session:
+        """Raises HandshakeRefused; every other refusal is a session."""
+        try:
+            return self._open_session(request, identity)
+        except RoomkitError as error:
+            return RefusedSession(close_code_for(error), str(error))
 
     def _become(self, http: HttpConnection, request: UpgradeRequest, session: Session) -> None:
         first, extensions = accept(
@@ -334,97 +418,92 @@ class WebSocketServer:
         reactor = self.reactors[self._place(request) % len(self.reactors)]
         received = http.take_trailing()
         first = http.take_outbox() + first
-        connection = WebSocketConnection(self, reactor, http.sock, http.address, session, extensions)
         http.alive = False  # its socket lives on
         with self._condition:
             self._websockets += 1
         self.tally.add("websockets_opened")
-        if reactor is http.reactor:
-            reactor.clear_deadline(http)
-            reactor.replace(connection.fd, connection)
-            connection.open(first, received)
-        else:
-            http.reactor.unregister(http.fd, http)
+        moved = reactor is not http.reactor
 
-            def move() -> None:
+        def begin() -> None:
+            """On the new reactor's thread: a connection's times begin with its reactor's."""
+            connection = WebSocketConnection(self, reactor, http.sock, http.address, session, extensions)
+            if moved:
                 reactor.register(connection.fd, connection)
-                connection.open(first, received)
-
-            reactor.call(move)
-
-
-class _Acceptor:
-    """The listening socket. It outlives a connection that fails while it is accepted, and a lack of file descriptors or
-    whatever else keeps it from accepting: it pauses, and goes on.
-    """
-
-    def __init__(self, server: WebSocketServer, reactor: Reactor, sock: socket.socket) -> None:
-        self.sock = sock
-        self._server = server
-        self._reactor = reactor
-        self._open = False
-        self._paused = False
-
-    def open(self) -> None:
-        self._open = True
-        self._reactor.register(self.sock.fileno(), self)
-
-    def on_io(self, mask: int) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
-            try:
-                sock, peer = self.sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _FAILED_CONNECTION:
-                    continue
-                self._pause(error)
-                return
-            self._take(sock, peer[0])
-
-    def _take(self, sock: socket.socket, address: str) -> None:
-        server = self._server
-        if not server.admit(address):
-            server.tally.add("limited", "connections_closed")
-            sock.close()
-            return
-        server.tally.add("connections_accepted")
-        connection = None
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            context = server._ssl_context
-            if context is not None:
-                sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            connection = HttpConnection(server, self._reactor, sock, address)
-            self._reactor.register(connection.fd, connection)
-        except Exception as error:
-            if not isinstance(error, OSError):  # that one is the network's affair
-                log.exception("a connection could not be taken")
-            if connection is not None:
-                connection.lost()
             else:
-                sock.close()
-                server.release(address)
+                reactor.clear_deadline(http)
+                reactor.replace(connection.fd, connection)
+            connection.open(first, received)
 
-    def _pause(self, error: OSError) -> None:
-        log.error("cannot accept connections: %s; trying again in %g s", error.strerror, _ACCEPT_PAUSE)
-        self._server.tally.add("accept_pauses")
-        self._paused = True
-        self._reactor.unregister(self.sock.fileno(), self)
-        self._reactor.set_deadline(self, self._reactor.now + _ACCEPT_PAUSE)
+        if moved:
+            http.reactor.unregister(http.fd, http)
+            reactor.call(begin)
+        else:
+            begin()
 
-    def on_deadline(self, now: float) -> None:
-        if self._paused and self._open:
-            self._paused = False
-            self._reactor.register(self.sock.fileno(), self)
+    # Connections of other servers; called by any thread.
 
-    def flush(self) -> None:
-        pass
+    def adopt(
+        self,
+        request: UpgradeRequest,
+        take: Callable[[], tuple[socket.socket, bytes]],
+        identity: Any = None,
+    ) -> None:
+        """Make a WebSocket of a connection whose upgrade request, which is well-formed, another server has read.
 
-    def abort(self) -> None:
-        if self._open:
-            self._open = False
-            if not self._paused:
-                self._reactor.unregister(self.sock.fileno(), self)
-            self.sock.close()
+        The same limits, hooks and refusals as for a connection of this server's own. Blocks as long as
+        ``authenticate``, which is called on this thread, and not at all when there is an ``identity`` already.
+
+        Args:
+            take: called when all is decided, at most once. It gives the socket, non-blocking, which is this server's
+                from then on, and what came behind the request's head. The answer to the handshake is yet to be sent.
+
+        Raises:
+            HandshakeRefused: to be answered by the caller, with its status. What ``take`` raises. Nothing was taken.
+        """
+        address = request.address
+        if not self.admit(address):
+            self.tally.add("limited", "connections_closed")
+            raise HandshakeRefused(429, "limit_exceeded", "too many connections")
+        try:
+            session = self._judge(request, identity)
+            if not self._running:
+                raise HandshakeRefused(503, "shutting_down", "the server is shutting down", [("Retry-After", "1")])
+            sock, received = take()
+        except BaseException:
+            self.release(address)
+            raise
+        with self._condition:
+            running = self._running
+            if running:
+                self._adopted[sock] = address
+        if not running:  # it stopped just now: the client sees its connection end, and comes back
+            sock.close()
+            self.release(address)
+            return
+        self.tally.add("connections_adopted")
+        reactor = self.reactors[self._place(request) % len(self.reactors)]
+        reactor.call(lambda: self._begin(reactor, sock, request, session, received))
+
+    def _judge(self, request: UpgradeRequest, identity: Any) -> Session:
+        if self._is_over_limit(request.address):
+            return RefusedSession(CLOSE["over_limit"], "too many connections")
+        if identity is None:
+            identity, refused = self._ask_who(request)
+            if refused is not None:
+                return refused
+        return self._session_for(request, identity)
+
+    def _begin(
+        self, reactor: Reactor, sock: socket.socket, request: UpgradeRequest, session: Session, received: bytes
+    ) -> None:
+        """On the I/O thread that an adopted connection is for."""
+        first, extensions = accept(
+            request.headers, compression=self.limits.compression, max_message_size=self.limits.max_message_size
+        )
+        connection = WebSocketConnection(self, reactor, sock, request.address, session, extensions)
+        with self._condition:
+            del self._adopted[sock]
+            self._websockets += 1
+        self.tally.add("websockets_opened")
+        reactor.register(connection.fd, connection)
+        connection.open(first, received)

@@ -19,16 +19,22 @@ ROOT = Path(roomkit.__file__).parents[1]  # of the package that is tested
 
 
 class ServeProcess:
-    """A running server. ``url`` is the address that it printed."""
+    """A running server. ``url`` is the address that it printed.
 
-    def __init__(self, *flags: str) -> None:
+    ``program``: what is started instead of ``roomkit serve`` (a path from the root); it prints its address likewise.
+    """
+
+    def __init__(self, *flags: str, program: str | None = None) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self._printed = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "roomkit", "serve", "--port", "0", *flags],
+            [sys.executable, *((program,) if program else ("-m", "roomkit", "serve")), "--port", "0", *flags],
             cwd=ROOT,
             # The settings of whoever runs the tests are not the tests'.
-            env={name: value for name, value in os.environ.items() if not name.startswith("ROOMKIT_")},
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("ROOMKIT_")},
+                "PYTHONPATH": str(ROOT),
+            },
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
@@ -54,6 +60,11 @@ class ServeProcess:
                 self._printed += data
 
     @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
     def output(self) -> str:
         """What it printed and logged so far."""
         if not self._log.closed:
@@ -63,6 +74,8 @@ class ServeProcess:
 
     def stop(self) -> int:
         """Ask it to drain, and give the exit status; killed when it does not end. Can be called again."""
+        if self._process.stdout is not None and self._process.stdout.closed:
+            return self._process.wait()
         self._process.terminate()
         try:
             return self._process.wait(PATIENCE)
