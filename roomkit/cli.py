@@ -1,4 +1,4 @@
-"""The command line: ``roomkit serve``, ``roomkit fsm``, ``roomkit settings``.
+"""The command line: ``roomkit serve``, and the smaller commands, which are modules of ``roomkit/tools``.
 
 Whatever goes wrong is one sentence on standard error. No message shows what was given for a secret, not even where the
 flag before it was misspelt.
@@ -8,17 +8,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import logging
-import os
 import re
-import signal
-import socket
 import sys
-import threading
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from roomkit._version import __version__
 from roomkit.core.diagram import to_markdown, to_mermaid, to_page
@@ -26,13 +19,41 @@ from roomkit.core.drawing import to_svg
 from roomkit.core.lifecycle import GAME
 from roomkit.log import configure_logging
 from roomkit.server import Server
+from roomkit.server.process import DRAIN_SLACK, Signals, drain
+from roomkit.server.supervisor import Supervisor
 from roomkit.settings import InvalidSetting, Settings, add_arguments, load_settings, settings_table_markdown
+from roomkit.tools import rooms, schema, watch
+from roomkit.tools.bench import command as bench
+from roomkit.tools.console import CommandFailed, OutputGone, fail, write
 
-log = logging.getLogger("roomkit")
 
+class _Tool(NamedTuple):
+    module: Any
+    text: str
+    description: str
+
+
+_TOOLS = {
+    "rooms": _Tool(
+        rooms, "list the rooms of a running server", "List all rooms of a running server, private ones too."
+    ),
+    "watch": _Tool(
+        watch,
+        "show a room's events as they come",
+        "Show what happens in a room of a running server, until the room is gone or Ctrl-C.",
+    ),
+    "bench": _Tool(
+        bench,
+        "load a running server, and measure",
+        "Load a running server with rooms and players of its own making, measure, and take them away again.",
+    ),
+    "schema": _Tool(
+        schema, "print the schemas of what goes over the wire", "Print AsyncAPI, OpenAPI or JSON Schema documents."
+    ),
+}
 _DRAWINGS = {"table": to_markdown, "mermaid": to_mermaid, "svg": to_svg, "page": to_page}
+_START_TIMEOUT = 30.0  # seconds that worker processes have to come up
 _FLAG = re.compile(r"--?[A-Za-z][A-Za-z_-]*")
-_DRAIN_SLACK = 5.0  # seconds past drain_timeout until the process ends in any case
 
 _SETTINGS_PAGE = """\
 # Settings of `roomkit serve`
@@ -67,16 +88,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser, commands = _parsers()
     if not words:
-        return _write(parser.format_help())
+        return write(parser.format_help())
     name = words[0]
     if name not in commands:
         parser.refuse_command(name, commands)
     arguments = commands[name].parse_words(words[1:])
     if name == "fsm":
-        return _write(_DRAWINGS[arguments.format](GAME), arguments.output)
+        return write(_DRAWINGS[arguments.format](GAME), arguments.output)
     if name == "settings":
-        return _write(_SETTINGS_PAGE.format(table=settings_table_markdown()), arguments.output)
+        return write(_SETTINGS_PAGE.format(table=settings_table_markdown()), arguments.output)
+    if name in _TOOLS:
+        return _run_tool(name, arguments)
     return _serve(arguments)
+
+
+def _run_tool(name: str, arguments: argparse.Namespace) -> int:
+    try:
+        status: int = _TOOLS[name].module.run(arguments)
+        return status
+    except CommandFailed as failure:
+        return fail(str(failure), failure.status)
+    except OutputGone as gone:
+        return gone.status
+    except KeyboardInterrupt:
+        return 130  # as a shell says it
 
 
 class _Parser(argparse.ArgumentParser):
@@ -122,63 +157,77 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     parser.add_argument("--version", action="version", version=f"roomkit {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
 
-    def add(name: str, text: str, description: str) -> _Parser:
+    def add(name: str, text: str, description: str, output: bool = False) -> _Parser:
         command = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
-        if name != "serve":
+        if output:
             command.add_argument("--output", metavar="PATH", help="write to a file instead of standard output")
         return command
 
     serve = add("serve", "run the server", "Run the server. SIGTERM or Ctrl-C drains it; a second one ends it at once.")
     add_arguments(serve)
-    fsm = add("fsm", "print the room's transition table, or draw it", "Print or draw a room's transition table.")
+    fsm = add("fsm", "print the room's transition table, or draw it", "Print or draw a room's transition table.", True)
     fsm.add_argument("--format", choices=_DRAWINGS, default="table", help="page: table and Mermaid; default: table")
-    settings = add("settings", "print every setting of the server", "Print what can be set, and how, in Markdown.")
-    return parser, {"serve": serve, "fsm": fsm, "settings": settings}
-
-
-def _fail(sentence: str, status: int = 1) -> int:
-    print(f"roomkit: {sentence}", file=sys.stderr)
-    return status
-
-
-def _write(text: str, output: str | None = None) -> int:
-    try:
-        if output is not None:
-            Path(output).write_text(text, encoding="utf-8", newline="\n")
-        else:
-            print(text, end="", flush=True)
-    except OSError as error:
-        if output is not None:
-            return _fail(f"cannot write {output}: {error.strerror}")
-        # Python writes again what is left when it ends, and must not fail then (its docs, signal, "Note on SIGPIPE").
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1 if isinstance(error, BrokenPipeError) else _fail(f"cannot write the output: {error.strerror}")
-    return 0
+    settings = add(
+        "settings", "print every setting of the server", "Print what can be set, and how, in Markdown.", True
+    )
+    known = {"serve": serve, "fsm": fsm, "settings": settings}
+    for name, tool in _TOOLS.items():
+        known[name] = add(name, tool.text, tool.description)
+        tool.module.add_arguments(known[name])
+    return parser, known
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     try:
         settings = load_settings(arguments)
     except InvalidSetting as error:
-        return _fail(str(error), 2)
+        return fail(str(error), 2)
     configure_logging(settings.log_level, settings.log_json)
-    with _Signals() as signals:
+    with Signals() as signals:
+        if settings.workers > 1:
+            return _serve_with_workers(settings, signals)
         try:
             server = Server(settings=settings)
         except OSError as error:
-            return _fail(_why_not_made(settings, error))
+            return fail(_why_not_made(settings, error))
         try:
             settings.host.encode("idna")
             server.bind()
         except OSError as error:
-            return _fail(error.strerror or str(error))
+            return fail(error.strerror or str(error))
         except UnicodeError:
-            return _fail(f"cannot listen on {settings.host}: this is no host name")
+            return fail(_no_host_name(settings))
         server.start()
-        hint = "  (open it in a browser)" if settings.demo else ""
-        _write(f"roomkit {__version__} listens on {server.url}{hint}\nstop it with Ctrl-C\n")
+        _greet(settings, server.url)
         signals.wait()
-        return _drain(server, signals)
+        return 0 if drain(server.stop, settings.drain_timeout, signals) else 1
+
+
+def _serve_with_workers(settings: Settings, signals: Signals) -> int:
+    try:
+        settings.host.encode("idna")
+        supervisor = Supervisor(settings)
+    except OSError as error:
+        return fail(error.strerror or str(error))
+    except UnicodeError:
+        return fail(_no_host_name(settings))
+    with supervisor:
+        supervisor.start(signals.wake)
+        signals.wait(_START_TIMEOUT)
+        if not supervisor.ready:
+            return 1 if signals.came else fail("the worker processes do not start; what they said tells why")
+        _greet(settings, supervisor.url, f" with {settings.workers} workers")
+        signals.wait()
+        return 0 if drain(supervisor.stop, settings.drain_timeout + DRAIN_SLACK, signals) else 1
+
+
+def _greet(settings: Settings, url: str, more: str = "") -> None:
+    hint = "  (open it in a browser)" if settings.demo else ""
+    write(f"roomkit {__version__} listens on {url}{more}{hint}\nstop it with Ctrl-C\n")
+
+
+def _no_host_name(settings: Settings) -> str:
+    return f"cannot listen on {settings.host}: this is no host name"
 
 
 def _why_not_made(settings: Settings, error: OSError) -> str:
@@ -186,67 +235,3 @@ def _why_not_made(settings: Settings, error: OSError) -> str:
     if settings.tls_cert is None:
         return f"cannot start: {reason}"
     return f"cannot use tls_cert {settings.tls_cert} with tls_key {settings.tls_key}: {reason}"
-
-
-def _drain(server: Server, signals: _Signals) -> int:
-    """Stop the server; a signal meanwhile, and the process ends without waiting for it."""
-    timeout = server.settings.drain_timeout
-    log.info("draining for at most %g s; a second signal stops at once", timeout)
-    stopped = threading.Event()
-
-    def stop() -> None:
-        try:
-            server.stop()
-            stopped.set()
-        finally:
-            signals.wake()
-
-    threading.Thread(target=stop, name="roomkit-drain", daemon=True).start()  # not joined: ended with the process
-    signals.wait(timeout + _DRAIN_SLACK)
-    if not stopped.is_set():
-        log.warning("stopped before everything was drained")
-        return 1
-    return 0
-
-
-class _Signals:
-    """SIGINT and SIGTERM from the first line on, as bytes in a pipe.
-
-    Setting a `threading.Event` in a handler can hang: the handler runs in the main thread, between any two
-    instructions, and so also where that thread holds the event's lock because it begins to wait.
-
-    Thread safety: `wake` from any thread; the rest from the main thread.
-    """
-
-    def __init__(self) -> None:
-        self._receiver, self._sender = socket.socketpair()
-        self._sender.setblocking(False)
-
-    def __enter__(self) -> _Signals:
-        signal.set_wakeup_fd(self._sender.fileno())
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)  # has Python write to the wake-up file, and nothing more
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        signal.set_wakeup_fd(-1)
-        self._receiver.close()
-        self._sender.close()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        pass
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait for the next signal or `wake`, at most ``timeout`` seconds."""
-        self._receiver.settimeout(timeout)
-        try:
-            self._receiver.recv(1)
-        except TimeoutError:
-            pass
-
-    def wake(self) -> None:
-        """End the wait."""
-        try:
-            self._sender.send(b"\0")
-        except OSError:  # closed: nobody waits any more
-            pass

@@ -67,59 +67,87 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
 
 class Ready(_Message, frozen=True, tag="ready"):
+    """Set or clear the sender's ready flag."""
+
     data: ReadyData = ReadyData()
 
 
 class SelectSong(_Message, frozen=True, tag="select_song"):
+    """Choose the song; any seated player may."""
+
     data: SongData
 
 
 class UpdateSettings(_Message, frozen=True, tag="update_settings"):
+    """Merge into the shared settings, a null removes; any seated player may."""
+
     data: SettingsData
 
 
 class StartGame(_Message, frozen=True, tag="start_game"):
+    """Start; the host may."""
+
     data: Nothing = Nothing()
 
 
 class FinishGame(_Message, frozen=True, tag="finish_game"):
+    """End the game with its results; the host may."""
+
     data: FinishData = FinishData()
 
 
 class Rematch(_Message, frozen=True, tag="rematch"):
+    """Seat everybody in a new room, when finished; the host may."""
+
     data: Nothing = Nothing()
 
 
 class Relay(_Message, frozen=True, tag="message"):
+    """Relay `data` to all, the sender too. With `key` it may replace an older one of that key that still waits."""
+
     data: dict[str, Any]
     key: Key | None = None
 
 
 class Perform(_Message, frozen=True, tag="perform"):
+    """An operation of the room's own lifecycle."""
+
     data: PerformData
 
 
 class Kick(_Message, frozen=True, tag="kick"):
+    """Free somebody else's seat, with `ban` for good; the host may."""
+
     data: KickData
 
 
 class Lock(_Message, frozen=True, tag="lock"):
+    """Take no new player, or take them again; the host may."""
+
     data: LockData = LockData()
 
 
 class Close(_Message, frozen=True, tag="close"):
+    """Close the room; the host may."""
+
     data: CloseData = CloseData()
 
 
 class Leave(_Message, frozen=True, tag="leave"):
+    """Give up the seat; the server then closes with 1000."""
+
     data: Nothing = Nothing()
 
 
 class State(_Message, frozen=True, tag="state"):
+    """Ask for the state, or for the events after a number."""
+
     data: StateData = StateData()
 
 
 class Ping(_Message, frozen=True, tag="ping"):
+    """Ask for the server's time."""
+
     data: Nothing = Nothing()
 
 
