@@ -30,6 +30,7 @@ from roomkit.errors import (
     RoomNotFound,
     ShuttingDown,
     Unauthorized,
+    UsedAfterFork,
 )
 from roomkit.listing import RoomPage
 from roomkit.manager import RoomManager
@@ -75,5 +76,6 @@ __all__ = [
     "RoomkitError",
     "ShuttingDown",
     "Unauthorized",
+    "UsedAfterFork",
     "__version__",
 ]

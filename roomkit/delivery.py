@@ -18,25 +18,20 @@ log = logging.getLogger("roomkit.delivery")
 class Batch:
     """Messages (JSON, UTF-8) in order, and the same as WebSocket frames, made once for all who get them.
 
-    Thread safety: immutable, but for the frames, whose making twice in a race is harmless.
+    Attributes:
+        frames: all messages as unmasked, uncompressed text frames (RFC 6455, section 5.2), joined.
+
+    Thread safety: immutable.
     """
 
-    __slots__ = ("_frames", "messages")
+    __slots__ = ("frames", "messages")
 
     def __init__(self, messages: Sequence[bytes]) -> None:
         self.messages = messages
-        self._frames: bytes | None = None
+        self.frames = b"".join([text_frame(message) for message in messages])
 
     def __len__(self) -> int:
         return len(self.messages)
-
-    @property
-    def frames(self) -> bytes:
-        """All messages as unmasked, uncompressed text frames (RFC 6455, section 5.2), joined."""
-        frames = self._frames
-        if frames is None:
-            frames = self._frames = b"".join([text_frame(message) for message in self.messages])
-        return frames
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -155,6 +150,11 @@ class Subscription:
         self.errors = 0
         self._ended = False
         self._worker = Worker(name, self._run)
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a thread at this moment."""
+        return self._worker.running
 
     def offer(self, events: Sequence[Event]) -> int:
         """Take events for the callback; returns how many had no place."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from roomkit.broadcaster import Broadcaster, BroadcasterFactory
+from roomkit.broadcaster import Broadcaster, BroadcasterFactory, ThreadBroadcaster
 from roomkit.concurrency.eventqueue import Entry, EventQueue, Gap
 from roomkit.core.config import RoomConfig
 from roomkit.core.events import CRITICAL_TYPES, Event, encode_json, rfc3339
@@ -108,6 +108,17 @@ class Fanout:
     def connection_count(self) -> int:
         """Live connections."""
         return len(self._view)
+
+    @property
+    def connections(self) -> dict[str, Connection]:
+        """Player id -> live connection."""
+        return {link.player_id: link.connection for link in self._view}
+
+    @property
+    def has_threads(self) -> bool:
+        """Whether the room has threads of its own at this moment."""
+        own = isinstance(self.broadcaster, ThreadBroadcaster) and self.broadcaster.running
+        return own or any(subscription.running for subscription in self._subscriptions)
 
     # Before and after an operation, without the room's lock.
 
@@ -247,7 +258,8 @@ class Fanout:
 
     def _drain(self) -> None:
         entries, trailing = self.queue.drain()
-        self._passed = (False, self._passed[1])
+        if self._passed[0]:
+            self._passed = (False, self._passed[1])
         run: list[Entry] = []
         for entry in entries:
             if type(entry.item) is Event:
@@ -288,21 +300,23 @@ class Fanout:
             stamp = rfc3339(self._runtime.wall_clock())
             self._note_gap(trailing, stamp, messages, seqs, events)
         batch = Batch(messages)
-        first = seqs[0]
+        first, last, count = seqs[0], seqs[-1], len(messages)
         delivered = 0
         for link in links:
             if link.ended:
                 continue
-            after = link.after_seq
-            mine = batch
+            after, link.after_seq = link.after_seq, last
             if after >= first:
+                link.after_seq = max(after, last)
                 rest = [message for message, seq in zip(messages, seqs, strict=True) if seq > after]
-                if not rest:
-                    continue
-                mine = Batch(rest)
-            link.after_seq = seqs[-1]
-            if self._send(link, mine):
-                delivered += len(mine)
+                if rest and self._send(link, Batch(rest)):
+                    delivered += len(rest)
+                continue
+            try:
+                link.connection.deliver(batch)
+                delivered += count
+            except Exception:
+                self._failed(link)
         for subscription in subscriptions:
             missed = subscription.offer(events)
             if missed:
@@ -321,15 +335,19 @@ class Fanout:
         try:
             link.connection.deliver(batch)
         except Exception:
-            log.exception("a connection of room %s failed and is dropped", self.room_id)
-            self._runtime.tally.add("connection_errors")
-            try:
-                self._drop_link(link)
-            except RoomBusy:
-                log.warning("room %s was too busy to drop a failed connection", self.room_id)
-            self._close_connection(link, CLOSE["internal_error"], "the connection failed")
+            self._failed(link)
             return False
         return True
+
+    def _failed(self, link: Link) -> None:
+        """Its connection raised."""
+        log.exception("a connection of room %s failed and is dropped", self.room_id)
+        self._runtime.tally.add("connection_errors")
+        try:
+            self._drop_link(link)
+        except RoomBusy:
+            log.warning("room %s was too busy to drop a failed connection", self.room_id)
+        self._close_connection(link, CLOSE["internal_error"], "the connection failed")
 
     def _control(self, item: Any) -> None:
         if type(item) is SendTo:

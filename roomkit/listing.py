@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from time import perf_counter, sleep
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,6 +17,23 @@ _SORTS: dict[str, Callable[[RoomState], Any]] = {
     "players": lambda state: len(state.players),
     "id": lambda state: state.id,
 }
+
+
+#: A thread that reads all rooms holds Python's one lock against those that serve; so it rests after so many seconds.
+_TURN = 0.001
+_REST = 0.0005
+
+T = TypeVar("T")
+
+
+def unhurried(rooms: Sequence[T]) -> Iterator[T]:
+    """``rooms`` one after the other, with rests in which the threads that serve players get their turn."""
+    rested = perf_counter()
+    for number, room in enumerate(rooms):
+        if not number & 15 and perf_counter() - rested > _TURN:
+            sleep(_REST)
+            rested = perf_counter()
+        yield room
 
 
 class RoomPage(tuple[RoomState, ...]):
@@ -51,12 +69,17 @@ def make_page(
     ]
     found.sort(key=lambda row: row[:2], reverse=descending)
     if cursor is not None:
-        after = _read_cursor(cursor, sort)
+        after = read_cursor(cursor, sort)
         found = [row for row in found if (row[:2] < after if descending else row[:2] > after)]
     page = RoomPage(row[2] for row in (found if limit is None else found[:limit]))
     if limit is not None and len(found) > limit > 0:
-        page.next_cursor = _write_cursor(sort, found[limit - 1][:2])
+        page.next_cursor = write_cursor(sort, found[limit - 1][:2])
     return page
+
+
+def position(state: RoomState, sort: str) -> tuple[Any, str]:
+    """Where a room stands in a listing: what pages of several listings are merged by."""
+    return _SORTS[sort.removeprefix("-")](state), state.id
 
 
 def fits(metadata: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
@@ -64,11 +87,13 @@ def fits(metadata: Mapping[str, Any], wanted: Mapping[str, Any] | None) -> bool:
     return not wanted or all(key in metadata and metadata[key] == value for key, value in wanted.items())
 
 
-def _write_cursor(sort: str, position: tuple[Any, str]) -> str:
+def write_cursor(sort: str, position: Sequence[Any]) -> str:
+    """The cursor of the page behind a position."""
     return base64.urlsafe_b64encode(msgspec.json.encode((sort, *position))).decode()
 
 
-def _read_cursor(cursor: str, sort: str) -> tuple[Any, str]:
+def read_cursor(cursor: str, sort: str) -> tuple[Any, str]:
+    """The position in a cursor. Raises InvalidMessage: a listing with this sort did not give it."""
     try:
         made_for, value, room_id = msgspec.json.decode(base64.urlsafe_b64decode(cursor.encode()))
         kind = str if sort.removeprefix("-") == "id" else (int, float)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,7 +25,7 @@ from roomkit.broadcaster import BroadcasterFactory, ThreadBroadcaster
 from roomkit.concurrency.rwlock import RWLock
 from roomkit.core import commands as c
 from roomkit.core.config import RoomConfig
-from roomkit.core.events import Event, clean_data, rfc3339
+from roomkit.core.events import Event, clean_data, encode_json, rfc3339
 from roomkit.core.history import History
 from roomkit.core.ids import check_id, check_name, is_secret
 from roomkit.core.lifecycle import GAME, Lifecycle
@@ -45,6 +45,19 @@ class Joined(msgspec.Struct, frozen=True):
     player: Player
     state: RoomState
     recovered: bool | None
+
+
+class Glance(NamedTuple):
+    """Numbers of a room for those who look at many: read without its lock, so two may be a change apart."""
+
+    status: str
+    closed: bool
+    players: int
+    connected: int  #: of the players
+    connections: int
+    queue_depth: int
+    conflated: int
+    dropped: Mapping[str, int]  #: by type; not to be kept: it goes on counting
 
 
 class Room:
@@ -129,6 +142,16 @@ class Room:
     def status(self) -> str:
         """The status now."""
         return self._machine.status
+
+    @property
+    def created_at(self) -> float:
+        """When it was made, Unix seconds."""
+        return self._machine.created_at
+
+    @property
+    def player_count(self) -> int:
+        """Seats taken now."""
+        return len(self._machine.seats)
 
     @property
     def lifecycle(self) -> Lifecycle:
@@ -540,6 +563,15 @@ class Room:
 
     # For the manager.
 
+    @property
+    def has_threads(self) -> bool:
+        """Whether the room has threads of its own at this moment."""
+        return self._fanout.has_threads
+
+    def refuse_after_fork(self, refusal: Any) -> None:
+        """In a forked child: have every operation raise what ``refusal`` raises when it is used."""
+        self._fanout = self._lock = refusal
+
     def use_broadcaster(self, factory: BroadcasterFactory, timeout: float) -> None:
         """Have another thread drain from now on; waits at most ``timeout`` seconds for the one that did."""
         self._fanout.use_broadcaster(factory, timeout)
@@ -594,6 +626,57 @@ class Room:
     def stop_threads(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds for the broadcaster and the subscribers; False if one still runs."""
         return self._fanout.stop_threads(timeout)
+
+    # For those who watch.
+
+    def glance(self) -> Glance:
+        """Its numbers at this moment. Costs about a microsecond, never waits, builds no snapshot."""
+        machine, fanout = self._machine, self._fanout
+        queue = fanout.queue
+        return Glance(
+            machine.status,
+            machine.closed,
+            len(machine.seats),
+            machine.connected_count,
+            fanout.connection_count,
+            len(queue.queue),
+            queue.conflated,
+            queue.dropped,
+        )
+
+    def card(self) -> dict[str, Any]:
+        """What a list shows of a room beside its numbers, at this moment; without the lock, like :meth:`glance`."""
+        machine = self._machine
+        return {
+            "host": machine.host,
+            "locked": machine.locked,
+            "private": machine.private,
+            "has_password": machine.password is not None,
+            "metadata": machine.metadata,
+        }
+
+    def mentions(self, text: str) -> bool:
+        """Whether ``text`` (casefolded, in one line) is in the id, a player's id or name, or a value of the metadata,
+        upper or lower case. Without the lock, like :meth:`glance`.
+        """
+        machine = self._machine
+        words = [self.id]
+        for seat in list(machine.seats.values()):  # a copy in one step: seats come and go meanwhile
+            words += (seat.id, seat.name)
+        for value in machine.metadata.values():
+            words.append(value if isinstance(value, str) else encode_json(value).decode())
+        return text in "\n".join(words).casefold()
+
+    def deadlines(self) -> list[tuple[str, str | None, float]]:
+        """What time will demand, as ``(rule, player id or None, seconds from now)``. Raises RoomBusy."""
+        with self._lock.read(self._config.busy_timeout):
+            found = self._machine.deadlines()
+        now = self._runtime.clock()
+        return [(rule, player_id, at - now) for rule, player_id, at in found]
+
+    def connections(self) -> dict[str, Connection]:
+        """Player id -> live connection, at this moment, without the lock. For a look: they belong to their threads."""
+        return self._fanout.connections
 
     @property
     def connection_count(self) -> int:

@@ -29,7 +29,7 @@ T = TypeVar("T")
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 GROUPS = ("listening", "limits", "timing", "security", "rooms", "logging")
 
-_NOT_SETTINGS = {"ROOMKIT_CONFIG", "ROOMKIT_REDIS_URL"}  # ours, like ROOMKIT_TEST_*, but read elsewhere
+_NOT_SETTINGS = {"ROOMKIT_CONFIG", "ROOMKIT_REDIS_URL", "ROOMKIT_URL"}  # ours, like ROOMKIT_TEST_*, but read elsewhere
 # Kubernetes gives every pod such variables for a service called roomkit, ROOMKIT_PORT=tcp://... among them.
 _KUBERNETES = re.compile(r"ROOMKIT_(SERVICE_|PORT_\d)")
 _KUBERNETES_HINT = "unknown setting, made by Kubernetes for a service named roomkit; set enableServiceLinks: false"
@@ -199,8 +199,10 @@ class Settings:
     port: int = _count(8080, "listening", "Port to listen on; 0 picks a free one", high=65535)
     io_threads: int = _count(1, "listening", "Threads that read and write connections", 1, 64)
     http_threads: int = _count(4, "listening", "Threads that answer HTTP requests", 1)
+    workers: int = _count(1, "listening", "Processes that serve on the port, each its share of the rooms", 1, 64)
     compression: bool = _setting(False, "listening", "Offer permessage-deflate to WebSocket clients")
     demo: bool = _setting(True, "listening", "Serve the demo page at /")
+    dashboard: bool = _setting(True, "listening", "Serve the dashboard at /dashboard, for admins")
 
     max_rooms: int = _count(10_000, "limits", "Rooms at one time", **_OFF)
     max_rooms_per_owner: int = _count(0, "limits", "Rooms that one owner may have at one time", **_OFF)
@@ -345,6 +347,9 @@ def _check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> No
         refuse("pong_timeout", "ping_interval", sentence)
     if (values["tls_cert"] is None) != (values["tls_key"] is None):
         refuse("tls_cert", "tls_key", "tls_cert and tls_key go together; the other one is missing")
+    if values["workers"] > 1 and values["tls_cert"] is not None:
+        sentence = "several workers cannot share TLS connections; put a proxy that speaks TLS in front of them"
+        refuse("workers", "tls_cert", sentence)
     low, high = values["min_players"], values["max_players"]
     if low is not None and low > high:
         refuse("min_players", "max_players", f"min_players ({low}) must be at most max_players ({high})")

@@ -69,8 +69,10 @@ def test_defaults_are_the_documented_ones() -> None:
         "port": 8080,
         "io_threads": 1,
         "http_threads": 4,
+        "workers": 1,
         "compression": False,
         "demo": True,
+        "dashboard": True,
         "max_rooms": 10_000,
         "max_rooms_per_owner": 0,
         "max_connections": 10_000,
@@ -300,6 +302,8 @@ def valid_mappings(draw: st.DrawFn) -> dict[str, Any]:
         values[draw(st.sampled_from(["ping_interval", "pong_timeout"]))] = 0.0
     if ("tls_cert" in values) != ("tls_key" in values):
         values["tls_cert"] = values["tls_key"] = values.get("tls_cert", values.get("tls_key"))
+    if "tls_cert" in values:
+        values.pop("workers", None)
     if values.get("min_players", 1) > values.get("max_players", 4):
         values["max_players"] = values["min_players"]
     return values
@@ -460,6 +464,7 @@ def test_a_config_path_that_is_none_is_refused(path: str) -> None:
         ({"ping_interval": 60}, "ping_interval"),
         ({"pong_timeout": 50}, "pong_timeout"),
         ({"tls_cert": "a.pem"}, "tls_cert"),
+        ({"workers": 2, "tls_cert": "a.pem", "tls_key": "a.pem"}, "workers"),
         ({"tls_key": "a.pem"}, "tls_key"),
         ({"min_players": 5}, "min_players"),
         ({"min_players": 3, "max_players": 2}, "min_players"),

@@ -1,9 +1,10 @@
 """The bundled server: one port for WebSocket and HTTP, epoll I/O threads, rooms behind it."""
 
+from roomkit.server.acceptor import PortInUse
 from roomkit.server.app import Server
 from roomkit.server.handshake import HandshakeRefused, UpgradeRequest
 from roomkit.server.limits import Limits
-from roomkit.server.listener import PortInUse, WebSocketServer
+from roomkit.server.listener import WebSocketServer
 from roomkit.server.websocket import Session, WebSocketConnection
 
 __all__ = [

@@ -42,8 +42,10 @@ from roomkit.errors import (
     ShuttingDown,
     Unauthorized,
 )
+from roomkit.listing import position
 from roomkit.runtime import new_short_id
-from roomkit.server.handshake import HandshakeRefused, check_origin
+from roomkit.server.dashboard import CloseRoom, Dashboard, KickPlayer, merge_pages, merge_stats
+from roomkit.server.handshake import HandshakeRefused, UpgradeRequest, check_origin
 from roomkit.server.messages import TOO_DEEP, why_not
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ _STATUS: dict[type[RoomkitError], int] = {
     InvalidMessage: 400,
 }
 
-_MAX_LIMIT = 200
+MAX_LIMIT = 200
 #: Headers on every page: nothing from elsewhere, in no frame of others.
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self'; style-src 'self'; connect-src 'self' ws: wss:; "
@@ -117,7 +119,7 @@ class JoinOrCreate(msgspec.Struct, forbid_unknown_fields=True):
     metadata: dict[str, Any] = {}
 
 
-B = TypeVar("B", CreateRoom, JoinRoom, JoinOrCreate)
+B = TypeVar("B", CreateRoom, JoinRoom, JoinOrCreate, CloseRoom, KickPlayer)
 
 
 class HttpError(Exception):
@@ -141,6 +143,8 @@ class Api:
         self._registry = registry
         self._application = application
         self._files = load_files(demo=server.settings.demo and application is None)
+        self._dashboard = Dashboard(server)
+        self._dashboard_files = _load_files("web/dashboard", "/dashboard") if server.settings.dashboard else {}
         rules = [
             Rule("/api/rooms", methods=["GET"], endpoint=self._list_rooms),
             Rule("/api/rooms", methods=["POST"], endpoint=self._create_room),
@@ -155,6 +159,15 @@ class Api:
             Rule("/ws", methods=["GET"], endpoint=self._upgrade_wanted),
         ]
         rules += [Rule(path, methods=["GET"], endpoint=self._file) for path in self._files]
+        if server.settings.dashboard:
+            rules += [
+                Rule("/api/admin/stats", methods=["GET"], endpoint=self._admin_stats),
+                Rule("/api/admin/rooms", methods=["GET"], endpoint=self._admin_rooms),
+                Rule("/api/admin/rooms/<room_id>", methods=["GET"], endpoint=self._admin_room),
+                Rule("/api/admin/rooms/<room_id>/close", methods=["POST"], endpoint=self._admin_close),
+                Rule("/api/admin/rooms/<room_id>/kick", methods=["POST"], endpoint=self._admin_kick),
+            ]
+            rules += [Rule(path, methods=["GET"], endpoint=self._dashboard_file) for path in self._dashboard_files]
         self._map = Map(rules, strict_slashes=False)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -198,25 +211,23 @@ class Api:
 
     def _list_rooms(self, request: Request) -> Response:
         known = {"status", "has_space", "limit", "cursor", "sort"}
-        for name in request.args:
-            if name not in known and not name.startswith("metadata."):
-                raise InvalidMessage(f"unknown parameter {name[:64]!r}")
+        _check_parameters(request, known, "metadata.")
         has_space = request.args.get("has_space")
         if has_space not in (None, "true", "false"):
             raise InvalidMessage("has_space must be true or false")
-        limit = request.args.get("limit", "50")
-        if not (limit.isascii() and limit.isdigit() and len(limit) <= 9 and 1 <= int(limit) <= _MAX_LIMIT):
-            raise InvalidMessage(f"limit must be a whole number from 1 to {_MAX_LIMIT}")
         status = request.args.get("status")
         page = self._server.rooms.list_rooms(
             status=status.split(",") if status else None,
             has_space=None if has_space is None else has_space == "true",
             metadata={k.removeprefix("metadata."): v for k, v in request.args.items() if k.startswith("metadata.")},
             sort=request.args.get("sort", "created_at"),
-            limit=int(limit),
+            limit=_limit(request),
             cursor=request.args.get("cursor"),
         )
-        return _json({"rooms": [summary(state) for state in page], "next_cursor": page.next_cursor})
+        data: dict[str, Any] = {"rooms": [summary(state) for state in page], "next_cursor": page.next_cursor}
+        if request.environ.get("roomkit.from_peer"):  # it merges our page with its own
+            data["positions"] = [position(state, request.args.get("sort", "created_at")) for state in page]
+        return _json(data)
 
     def _create_room(self, request: Request) -> Response:
         body = _body(request, CreateRoom)
@@ -227,10 +238,10 @@ class Api:
             metadata=body.metadata,
             private=body.private,
             password=body.password,
-            owner=request.remote_addr,
+            owner=self._who(request) or request.remote_addr,
             **_seats(body),
         )
-        return _json(room.get_state().to_dict(), 201, {"Location": f"/api/rooms/{room.id}"})
+        return _json(room.get_state().to_dict(), 201, {"Location": f"{request.script_root}/api/rooms/{room.id}"})
 
     def _get_room(self, request: Request, room_id: str) -> Response:
         return _json(self._server.rooms.get_room(room_id).get_state().to_dict())
@@ -245,24 +256,37 @@ class Api:
         if self._server.rooms.is_shut_down:
             raise ShuttingDown("the server is shutting down")
         room = self._server.rooms.get_room(room_id)
-        joined = room.join(body.player_id or new_short_id(), name=body.name, password=body.password)
+        player_id = self._who(request) or body.player_id or new_short_id()
+        joined = room.join(player_id, name=body.name, password=body.password)
         return _json({"room": joined.state.to_dict(), "player_id": joined.player.id, "token": joined.player.token})
 
     def _join_or_create(self, request: Request) -> Response:
         body = _body(request, JoinOrCreate)
+        who = self._who(request)
         before = self._server.tally.get("rooms_created")
         room, player = self._server.rooms.join_or_create(
-            body.player_id or new_short_id(),
+            who or body.player_id or new_short_id(),
             body.name,
             metadata=body.metadata,
             reserve=True,
-            owner=request.remote_addr,
+            owner=who or request.remote_addr,
             **_seats(body),
         )
         state = room.get_state()
         made = len(state.players) == 1 and self._server.tally.get("rooms_created") > before
         data = {"room": state.to_dict(), "player_id": player.id, "token": player.token}
         return _json(data, 201 if made else 200)
+
+    def _who(self, request: Request) -> str | None:
+        """Who asks for a room or a seat, as ``authenticate`` knows them; None: whoever they say they are.
+
+        Unauthorized: it refuses. Who shows the admin token is a program of the operator's, and acts for others.
+        """
+        authenticate = self._server.authenticate
+        if authenticate is None or self._shows_admin_token(request):
+            return None
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        return authenticate(UpgradeRequest(request.path, request.args.to_dict(), headers, request.remote_addr or ""))
 
     # Health and insight.
 
@@ -287,15 +311,55 @@ class Api:
         stats["time"] = rfc3339(self._server.wall_clock())
         return _json(stats)
 
-    def _check_admin(self, request: Request) -> None:
-        """Loopback or the admin token; a request that a proxy passed on is not loopback, wherever the proxy is."""
+    # The dashboard (docs/dashboard.md).
+
+    def _admin_stats(self, request: Request) -> Response:
+        self._check_admin(request)
+        _check_parameters(request, set())
+        return _json(merge_stats([self._dashboard.stats()]))
+
+    def _admin_rooms(self, request: Request) -> Response:
+        self._check_admin(request)
+        _check_parameters(request, {"search", "status", "sort", "limit", "cursor"})
+        args, limit = request.args, _limit(request)
+        page = self._dashboard.rooms(
+            args.get("search", ""), args.get("status"), args.get("sort", "-created_at"), limit, args.get("cursor")
+        )
+        return _json(merge_pages([page], limit))
+
+    def _admin_room(self, request: Request, room_id: str) -> Response:
+        self._check_admin(request)
+        _check_parameters(request, {"after"})
+        after = request.args.get("after")
+        if after is not None and not (after.isascii() and after.isdigit() and len(after) <= 18):
+            raise InvalidMessage("after must be a whole number")
+        return _json(self._dashboard.room(room_id, None if after is None else int(after)))
+
+    def _admin_close(self, request: Request, room_id: str) -> Response:
+        self._check_admin(request)
+        return _json(self._dashboard.close(room_id, _body(request, CloseRoom).reason))
+
+    def _admin_kick(self, request: Request, room_id: str) -> Response:
+        self._check_admin(request)
+        body = _body(request, KickPlayer)
+        return _json(self._dashboard.kick(room_id, body.player_id, body.ban))
+
+    def _dashboard_file(self, request: Request) -> Response:
+        """No secret is in it; but who can use it can also come from this machine or has a token to show."""
+        if self._server.settings.admin_token is None:
+            self._check_admin(request)
+        return _page(request, self._dashboard_files)
+
+    def _shows_admin_token(self, request: Request) -> bool:
         token = self._server.settings.admin_token
         given = request.headers.get("Authorization", "")
-        if token is not None and hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        return token is not None and hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+
+    def _check_admin(self, request: Request) -> None:
+        """Loopback or the admin token; a request that a proxy passed on is not loopback, wherever the proxy is."""
+        if self._shows_admin_token(request) or is_local(request):
             return
-        if is_local(request):
-            return
-        if token is None:
+        if self._server.settings.admin_token is None:
             raise HttpError(403, "forbidden", "only from this machine, unless an admin token is set")
         raise HttpError(401, "unauthorized", "needs the admin token", {"WWW-Authenticate": "Bearer"})
 
@@ -303,31 +367,46 @@ class Api:
         raise HttpError(426, "upgrade_required", "this address is for WebSockets", {"Upgrade": "websocket"})
 
     def _file(self, request: Request) -> Response:
-        path = request.path.rstrip("/") or "/"
-        content, mimetype, etag = self._files[path]
-        response = Response(content, content_type=mimetype)
-        response.headers.update(_PAGE_HEADERS)
-        response.set_etag(etag)
-        return response.make_conditional(request)
+        return _page(request, self._files)
 
 
-def load_files(demo: bool) -> dict[str, tuple[bytes, str, str]]:
-    """URL path -> (content, type, etag) of the JavaScript client and the demo: a fixed list, read once."""
-    found: dict[str, tuple[bytes, str, str]] = {}
-    for package_dir, prefix in (("client", "/client/"), ("web", "/demo/"))[: 2 if demo else 1]:
-        for entry in resources.files("roomkit").joinpath(package_dir).iterdir():
-            if entry.is_file() and entry.name.endswith((".html", ".js", ".css", ".svg", ".png", ".ts")):
-                content = entry.read_bytes()
-                mimetype = mimetypes.guess_type(entry.name)[0] or "text/plain"
-                if entry.name.endswith(".js"):
-                    mimetype = "text/javascript"
-                elif entry.name.endswith(".ts"):
-                    mimetype = "text/plain"
-                if mimetype.startswith("text/"):
-                    mimetype += "; charset=utf-8"
-                url = "/" if entry.name == "index.html" and prefix == "/demo/" else prefix + entry.name
-                found[url] = (content, mimetype, f"{zlib.crc32(content):08x}-{len(content)}")
+#: URL path -> (content, type, etag).
+Files = dict[str, tuple[bytes, str, str]]
+
+
+def load_files(demo: bool) -> Files:
+    """The JavaScript client and the demo: a fixed list, read once."""
+    found = _load_files("client", "/client")
+    if demo:
+        found |= _load_files("web", "/demo")
+        found["/"] = found.pop("/demo")
     return found
+
+
+def _load_files(package_dir: str, url: str) -> Files:
+    """The files of one folder of the package, at ``url/NAME``; its index.html at ``url``."""
+    found: Files = {}
+    for entry in resources.files("roomkit").joinpath(package_dir).iterdir():
+        if entry.is_file() and entry.name.endswith((".html", ".js", ".css", ".svg", ".png", ".ts")):
+            content = entry.read_bytes()
+            mimetype = mimetypes.guess_type(entry.name)[0] or "text/plain"
+            if entry.name.endswith(".js"):
+                mimetype = "text/javascript"
+            elif entry.name.endswith(".ts"):
+                mimetype = "text/plain"
+            if mimetype.startswith("text/"):
+                mimetype += "; charset=utf-8"
+            path = url if entry.name == "index.html" else f"{url}/{entry.name}"
+            found[path] = (content, mimetype, f"{zlib.crc32(content):08x}-{len(content)}")
+    return found
+
+
+def _page(request: Request, files: Files) -> Response:
+    content, mimetype, etag = files[request.path.rstrip("/") or "/"]
+    response = Response(content, content_type=mimetype)
+    response.headers.update(_PAGE_HEADERS)
+    response.set_etag(etag)
+    return response.make_conditional(request)
 
 
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[0-9a-z.-]+))(?::\d+)?")
@@ -371,6 +450,19 @@ def summary(state: RoomState) -> dict[str, Any]:
 def _seats(body: CreateRoom | JoinOrCreate) -> dict[str, Any]:
     wanted = {"max_players": body.max_players, "min_players": body.min_players}
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _check_parameters(request: Request, known: set[str], prefix: str | None = None) -> None:
+    for name in request.args:
+        if name not in known and (prefix is None or not name.startswith(prefix)):
+            raise InvalidMessage(f"unknown parameter {name[:64]!r}")
+
+
+def _limit(request: Request) -> int:
+    limit = request.args.get("limit", "50")
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 9 and 1 <= int(limit) <= MAX_LIMIT):
+        raise InvalidMessage(f"limit must be a whole number from 1 to {MAX_LIMIT}")
+    return int(limit)
 
 
 def _body(request: Request, kind: type[B]) -> B:

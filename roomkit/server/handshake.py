@@ -32,7 +32,7 @@ class UpgradeRequest(msgspec.Struct, frozen=True):
 
     Attributes:
         path: without the query. query: its parameters, decoded; a name given twice is refused.
-        headers: names in lower case; several lines of one name joined by ``, ``.
+        headers: names in lower case; several lines of one name joined by a comma and a space.
         address: the peer's IP address.
     """
 

@@ -4,9 +4,10 @@ One turn of the loop, in this order:
 
 1. wait for sockets, and handle each that is ready (messages are parsed and carried out here);
 2. run what other threads asked for, and the timers that are due;
-3. drain every room that was touched: its events are encoded and framed once and appended to the outboxes;
-4. flush every connection that got something: what the rooms sent, then the replies to its own messages, then, if it is
-   to be closed, the close frame, all in one write.
+3. drain every room that was touched: its events are encoded and framed once, and written at once to each connection
+   for which nothing else waits; for the others they go into the outbox;
+4. flush every outbox: what the rooms sent, then the replies to the connection's own messages, then, if it is to be
+   closed, the close frame, all in one write.
 
 So an operation costs no hand-over between threads, its events reach its sender before its acknowledgement does, and a
 connection costs one system call a turn however much there is to say. Nothing in here blocks but the wait in step 1.
@@ -19,8 +20,10 @@ import select
 import selectors
 import socket
 import threading
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable
+from math import inf
 from time import monotonic
 from typing import Protocol
 
@@ -34,7 +37,9 @@ _MAX_WAIT = 60.0
 #: Sockets handled in one turn. Under overload every socket is always ready; a turn without a bound would grow with what
 #: arrives during the last one, and nothing would be delivered in the meantime.
 _MAX_READY = 128
-_MAX_ROUNDS = 8  # of steps 3 and 4 in one turn: a drain may drop a connection, which touches the room again
+#: Upper bounds, in seconds, of the buckets in which turns are counted by the time that they took.
+TURN_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+_MAX_ROUNDS = 16  # of steps 3 and 4 in one turn: a drain may drop a connection, which touches the room again
 
 
 class Handler(Hashable, Protocol):
@@ -62,18 +67,25 @@ class Reactor:
     def __init__(self, name: str) -> None:
         self.name = name
         self.now = monotonic()
+        # How long turns took, the wait in step 1 left out: how many up to each of TURN_BOUNDS or longer, and in all.
+        # Written by the reactor's thread, read by whoever scrapes.
+        self.turn_counts = [0] * (len(TURN_BOUNDS) + 1)
+        self.turn_seconds = 0.0
         # Made by start(), so that a server that does not get its port holds nothing.
         self._poller: _EpollPoller | _SelectorPoller
         self._wake_receiver: socket.socket
         self._wake_sender: socket.socket
+        self._wake_fd = -1
         self._handlers: dict[int, Handler] = {}
         self._deadlines: DeadlineHeap[Handler] = DeadlineHeap()
+        self._next_deadline = inf  # no deadline is earlier; there may be none then any more
         self._dirty: list[Handler] = []
         self._touched: list[LoopBroadcaster] = []
         # From other threads; both are atomic, and a wake too many does no harm.
         self._calls: deque[Callable[[], None]] = deque()
         self._wake_sent = True  # before the start there is nobody to wake
         self._stopping = False
+        self._ident: int | None = None  # of the thread, while it runs
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     # Any thread.
@@ -85,12 +97,13 @@ class Reactor:
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._poller.register(self._wake_receiver.fileno(), READ)
+        self._wake_fd = self._wake_receiver.fileno()
         self._wake_sent = False
         self._thread.start()
 
     def is_current(self) -> bool:
         """Whether the caller is this thread."""
-        return self._thread is threading.current_thread()
+        return self._ident == threading.get_ident()
 
     def call(self, function: Callable[[], None]) -> None:
         """Have ``function`` run on the thread, soon. Never blocks; after the stop nothing happens."""
@@ -154,10 +167,12 @@ class Reactor:
         known = self._deadlines.get(handler)
         if known is None or deadline < known:
             self._deadlines.set(handler, deadline)
+            if deadline < self._next_deadline:
+                self._next_deadline = deadline
 
     def call_later(self, delay: float, function: Callable[[], None]) -> None:
         """Run ``function`` after ``delay`` seconds, unless the thread has ended by then."""
-        self._deadlines.set(_Later(function), self.now + delay)
+        self.set_deadline(_Later(function), self.now + delay)
 
     def clear_deadline(self, handler: Handler) -> None:
         """Forget a handler's deadline."""
@@ -172,6 +187,7 @@ class Reactor:
         return list(self._handlers.values())
 
     def _run(self) -> None:
+        self._ident = threading.get_ident()
         try:
             while not self._stopping:
                 self._turn()
@@ -184,7 +200,6 @@ class Reactor:
         ready = self._poller.poll(self._wait_time())
         self.now = monotonic()
         handlers = self._handlers
-        wake_fd = self._wake_receiver.fileno()
         for fd, mask in ready:
             handler = handlers.get(fd)
             if handler is not None:
@@ -192,53 +207,64 @@ class Reactor:
                     handler.on_io(mask)
                 except Exception:
                     self._failed(handler)
-            elif fd == wake_fd:
+            elif fd == self._wake_fd:
                 # In this order. A call before the second line finds the flag set and sends nothing: it is made below.
                 # One after it sends a byte, which is not read here. The other way round that byte could be read here
                 # and the flag stay set: nobody would ever wake this thread again.
                 self._wake_receiver.recv(4096)
                 self._wake_sent = False
+        if self._calls:
+            self._make_calls()
+        if self.now >= self._next_deadline:
+            self._meet_deadlines()
+        for _ in range(_MAX_ROUNDS):
+            if self._touched:
+                self._drain()
+            elif self._dirty:
+                self._flush()
+            else:
+                break
+        took = monotonic() - self.now
+        self.turn_seconds += took
+        self.turn_counts[bisect_left(TURN_BOUNDS, took)] += 1
+
+    def _wait_time(self) -> float:
+        if self._calls or self._touched or self._dirty:
+            return 0.0
+        wait = self._next_deadline - monotonic()
+        return _MAX_WAIT if wait > _MAX_WAIT else wait if wait > 0.0 else 0.0
+
+    def _make_calls(self) -> None:
         for _ in range(len(self._calls)):
             try:
                 self._calls.popleft()()
             except Exception:
                 log.exception("a call on %s failed", self.name)
+
+    def _meet_deadlines(self) -> None:
         for handler in self._deadlines.pop_due(self.now):
             try:
                 handler.on_deadline(self.now)
             except Exception:
                 self._failed(handler)
-        for _ in range(_MAX_ROUNDS):
-            if not self._drain() and not self._flush():
-                break
-
-    def _wait_time(self) -> float:
-        if self._calls or self._touched or self._dirty:
-            return 0.0
         deadline = self._deadlines.next_deadline()
-        return _MAX_WAIT if deadline is None else min(_MAX_WAIT, max(0.0, deadline - monotonic()))
+        self._next_deadline = inf if deadline is None else deadline
 
-    def _drain(self) -> bool:
-        if not self._touched:
-            return False
+    def _drain(self) -> None:
         touched, self._touched = self._touched, []
         for broadcaster in touched:
             try:
                 broadcaster.run()
             except Exception:
                 log.exception("draining room %s failed", broadcaster.room_id)
-        return True
 
-    def _flush(self) -> bool:
-        if not self._dirty:
-            return False
+    def _flush(self) -> None:
         dirty, self._dirty = self._dirty, []
         for handler in dirty:
             try:
                 handler.flush()
             except Exception:
                 self._failed(handler)
-        return True
 
     def _failed(self, handler: Handler) -> None:
         log.exception("a connection failed and is closed")

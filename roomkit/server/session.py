@@ -14,7 +14,7 @@ import msgspec
 
 from roomkit.core import commands as c
 from roomkit.core.events import Event, encode_json, rfc3339
-from roomkit.errors import CLOSE, InvalidMessage, InvalidTransition, RoomBusy, RoomkitError, close_code_for
+from roomkit.errors import CLOSE, InvalidMessage, InvalidTransition, RoomBusy, RoomkitError, close_code_for, close_name
 from roomkit.room import Room
 from roomkit.server import messages as m
 
@@ -73,7 +73,9 @@ class RoomSession:
                 greeting=self._server.greeting,
             )
         except RoomkitError as error:
-            connection.close(close_code_for(error), str(error))
+            code = close_code_for(error)
+            self._server.tally.add("refused_joins", close_name(code))
+            connection.close(code, str(error))
         else:
             self._joined = True
 

@@ -65,6 +65,11 @@ class SocketHandler:
         self.pending_bytes += len(data)
         self.mark_dirty()
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the socket has not taken all that was to be sent. A look, for any thread."""
+        return self._stalled_at > 0.0
+
     def mark_dirty(self) -> None:
         """Have :meth:`flush` called at the end of the turn."""
         if not self._dirty:

@@ -167,8 +167,25 @@ class WebSocketConnection(SocketHandler):
         if self._compressed:
             for message in batch.messages:
                 self.write(self._ws.send(TextMessage(message.decode())), 1)
-        else:
+        elif self._dirty or self._chunks or self._record:
             self.write(batch.frames, len(batch.messages))
+        else:  # nothing is to go before it or together with it
+            frames = batch.frames
+            try:
+                sent = self._send(frames)
+            except OSError:  # flush() finds out what is the matter
+                sent = -1
+            if sent == len(frames):
+                self.hub.bytes_sent += sent
+            else:
+                self._deliver_rest(frames, len(batch.messages), sent)
+
+    def _deliver_rest(self, frames: bytes, count: int, sent: int) -> None:
+        """Put into the outbox what the socket did not take; ``sent`` is negative when it took nothing."""
+        self.write(frames, count)
+        if sent >= 0:
+            self.hub.bytes_sent += sent
+            self._keep_rest(frames, sent)
 
     def send(self, message: str | bytes) -> None:
         """Send one message of the session's own: text or binary."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.bench import Bench, open_sockets
-from support.fakes import eventually
+from support.bench import Bench, clean_bench
 from support.rest import Answer, request
 
 from roomkit.server import Server
@@ -15,14 +13,9 @@ from roomkit.server import Server
 
 @pytest.fixture
 def bench() -> Iterator[Bench]:
-    """See Bench. After the test no thread named roomkit* and no socket is left that was not there before."""
-    sockets, threads = open_sockets(), set(threading.enumerate())
-    made = Bench()
-    yield made
-    made.close()
-    left = sorted(t.name for t in set(threading.enumerate()) - threads if t.name.startswith("roomkit"))
-    assert not left, f"threads left behind: {left}"
-    eventually(lambda: not open_sockets() - sockets)
+    """See clean_bench."""
+    with clean_bench() as made:
+        yield made
 
 
 @pytest.fixture

@@ -160,3 +160,30 @@ def test_a_malformed_upgrade_is_not_asked_about(bench: Bench) -> None:
     bench.join(server)
     assert bench.connect(server, player_id="bob").wait_closed() == 4529
     assert len(asked) == 1
+
+
+def test_rest_asks_it_too(bench: Bench) -> None:
+    """Who makes a room or takes a seat over REST is who the hook says, or gets 401 and changes nothing."""
+
+    def hook(request: UpgradeRequest) -> str:
+        cookie = request.headers.get("cookie", "")
+        if not cookie.startswith("user="):
+            raise Unauthorized("sign in first")
+        return cookie.removeprefix("user=")
+
+    server = serve(bench, hook, admin_token="operator", max_rooms_per_owner=1)
+    address = server.listener.address
+    seats = ("/api/rooms/room/join", "/api/rooms/join-or-create")
+    for path in ("/api/rooms", *seats):
+        refused = request(address, "POST", path, {})
+        assert (refused.status, refused.error) == (401, "unauthorized")
+    assert (len(server.rooms), server.rooms.get_room("room").get_players()) == (1, ())
+    bob = {"Cookie": "user=bob"}
+    joined = request(address, "POST", seats[0], {"player_id": "amy"}, bob).json
+    assert joined["player_id"] == "bob", "not whom they say they are"
+    assert request(address, "POST", "/api/rooms", {"id": "bobs"}, bob).status == 201
+    assert request(address, "POST", "/api/rooms", {"id": "more"}, bob).status == 429, "rooms are counted by user"
+    assert request(address, "POST", "/api/rooms", {"id": "cats"}, {"Cookie": "user=cat"}).status == 201
+    for_amy = request(address, "POST", seats[0], {"player_id": "amy"}, {"Authorization": "Bearer operator"}).json
+    assert for_amy["player_id"] == "amy", "the operator's own program acts for others"
+    assert request(address, "GET", "/api/rooms").status == 200

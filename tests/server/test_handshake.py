@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import ssl
-import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from support.bench import Bench, small_send_buffers
 from support.fakes import eventually
 from support.rest import exchange, read_all, request, status_of
+from support.tls import make_certificate
 from support.ws import TEXT, HandshakeFailed, dial, frame, upgrade_request
 
 from roomkit.server import PortInUse, Server, WebSocketServer
@@ -427,16 +426,7 @@ def test_too_many_bytes_behind_a_request_that_waits_end_the_connection(bench: Be
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A self-signed certificate for localhost, and its key."""
-    folder: Path = tmp_path_factory.mktemp("tls")
-    cert, key = str(folder / "cert.pem"), str(folder / "key.pem")
-    subprocess.run(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost "
-        f"-addext subjectAltName=DNS:localhost -keyout {key} -out {cert}".split(),
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
-    return cert, key
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

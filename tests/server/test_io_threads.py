@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -148,3 +149,16 @@ def test_http_and_stop(bench: Bench, trio: Server) -> None:
     assert {client.wait_closed() for client in clients} == {1012}
     stopping.join(10)
     assert not any(thread.name.startswith("roomkit-io") for thread in threading.enumerate())
+
+
+def test_a_connection_on_a_thread_that_was_idle_is_heard_from_its_beginning(bench: Bench, trio: Server) -> None:
+    """Not from the thread's last turn, which may be longer ago than the silence that ends a connection."""
+    for reactor in trio.listener.reactors:
+        assert reactor.run_and_wait(lambda: None, 5)
+    before = time.monotonic()
+    for room_id in ROOMS:
+        bench.join(trio, room_id)
+    handlers = [handler for reactor in trio.listener.reactors for handler in reactor.handlers()]
+    heard = [handler.heard_at for handler in handlers if isinstance(handler, WebSocketConnection)]
+    assert len(heard) == len(ROOMS)
+    assert min(heard) >= before

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
+from collections.abc import Iterator
 from typing import Any
 
+from support.fakes import eventually
 from support.ws import WsClient
 
 from roomkit import RoomManager
@@ -70,3 +74,15 @@ class Bench:
             client.close()
         for server in self.servers:
             assert server.stop(), "not every thread ended in time"
+
+
+@contextlib.contextmanager
+def clean_bench() -> Iterator[Bench]:
+    """A Bench. After it no thread named roomkit* and no socket is left that was not there before."""
+    sockets, threads = open_sockets(), set(threading.enumerate())
+    made = Bench()
+    yield made
+    made.close()
+    left = sorted(t.name for t in set(threading.enumerate()) - threads if t.name.startswith("roomkit"))
+    assert not left, f"threads left behind: {left}"
+    eventually(lambda: not open_sockets() - sockets)
