@@ -18,7 +18,9 @@ Monitor: ``queue.Queue``'s own ``mutex`` guards everything; ``not_full`` is wait
 from __future__ import annotations
 
 import queue
+import threading
 from collections import Counter
+from functools import cached_property
 from typing import Any, NamedTuple
 
 
@@ -60,7 +62,12 @@ class EventQueue(queue.Queue[Entry]):
     """
 
     def __init__(self, capacity: int, ceiling: int | None = None) -> None:
-        super().__init__(capacity)
+        # Not super().__init__(), which makes three conditions of 800 bytes each, for every room there is: the three
+        # below make one when there is somebody to wait on it.
+        self.maxsize = capacity
+        self.unfinished_tasks = 0
+        self.mutex = threading.Lock()
+        self._init(capacity)
         self.floor = capacity
         self.ceiling = max(capacity, ceiling or 0)
         # Guarded by mutex:
@@ -77,6 +84,21 @@ class EventQueue(queue.Queue[Entry]):
         self.dropped: Counter[str] = Counter()
         self.conflated = 0
         self.highest = 0
+
+    @cached_property
+    def not_full(self) -> threading.Condition:  # type: ignore[override]
+        """See queue.Queue. First asked for by a thread that holds ``mutex``, so that all get the same one."""
+        return threading.Condition(self.mutex)
+
+    @cached_property
+    def not_empty(self) -> threading.Condition:  # type: ignore[override]
+        """See queue.Queue; nobody waits on it here."""
+        return threading.Condition(self.mutex)
+
+    @cached_property
+    def all_tasks_done(self) -> threading.Condition:  # type: ignore[override]
+        """See queue.Queue; nobody waits on it here."""
+        return threading.Condition(self.mutex)
 
     def _init(self, maxsize: int) -> None:
         self.queue: list[Entry] = []

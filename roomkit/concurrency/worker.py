@@ -21,8 +21,9 @@ class Worker:
     The thread is started by the first ``wake`` and ends after ``linger`` seconds without one, so an idle worker costs
     no thread. ``work`` is never run by two threads at once.
 
-    Monitor: ``_condition`` guards ``_wanted``, ``_stopping`` and ``_thread``; the thread waits on it, ``wake`` and
-    ``stop`` notify. ``work`` runs without it.
+    Monitor: ``_lock`` guards ``_wanted``, ``_stopping``, ``_thread`` and ``_condition``; the thread waits on the
+    condition, ``wake`` and ``stop`` notify. ``work`` runs without it. The condition, several times the size of all the
+    rest, exists from the first thread on: most workers of a large server never have one.
 
     Thread safety: full. Neither ``wake`` nor ``request_stop`` blocks.
     """
@@ -31,24 +32,31 @@ class Worker:
         self.name = name
         self._work = work
         self._linger = linger
-        self._condition = threading.Condition(threading.Lock())
-        # Guarded by _condition:
+        self._lock = threading.Lock()
+        # Guarded by _lock:
+        self._condition: threading.Condition | None = None
         self._wanted = False
         self._stopping = False
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
         """Have ``work`` run once more, soon. After a stop: nothing."""
-        with self._condition:
+        with self._lock:
             if self._stopping:
                 return
             self._wanted = True
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                if self._condition is None:
+                    self._condition = threading.Condition(self._lock)
+                thread = threading.Thread(target=self._run, args=(self._condition,), name=self.name, daemon=True)
                 thread.start()  # may raise; then there is none, and the next wake tries again
                 self._thread = thread
             else:
-                self._condition.notify()
+                self._notify_locked()
+
+    def _notify_locked(self) -> None:
+        if self._condition is not None:
+            self._condition.notify()
 
     @property
     def running(self) -> bool:
@@ -61,15 +69,15 @@ class Worker:
 
     def retire(self) -> None:
         """From now on park at once when idle; another ``wake`` is still served."""
-        with self._condition:
+        with self._lock:
             self._linger = 0.0
-            self._condition.notify()
+            self._notify_locked()
 
     def request_stop(self) -> None:
         """Let the thread end after the run that is under way and one more if it was asked for."""
-        with self._condition:
+        with self._lock:
             self._stopping = True
-            self._condition.notify()
+            self._notify_locked()
 
     def stop(self, timeout: float) -> bool:
         """:meth:`request_stop`, then wait up to ``timeout`` seconds for the thread; False if it still runs.
@@ -83,11 +91,11 @@ class Worker:
         thread.join(timeout)
         return not thread.is_alive()
 
-    def _run(self) -> None:
+    def _run(self, condition: threading.Condition) -> None:
         while True:
-            with self._condition:
+            with condition:
                 if not self._wanted and not self._stopping and self._linger:
-                    self._condition.wait(self._linger)
+                    condition.wait(self._linger)
                 if not self._wanted:  # stopped, or nothing came: park
                     self._thread = None
                     return

@@ -79,12 +79,13 @@ class RoomConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.max_players if self.min_players is None else self.min_players
 
     def replace(self, **changes: object) -> RoomConfig:
-        """A copy with these fields changed, checked like a new one."""
+        """A copy with these fields changed, checked like a new one; the same object where nothing differs."""
         known = set(self.__struct_fields__)
         unknown = sorted(set(changes) - known)
         if unknown:
             raise InvalidConfig(f"unknown room option {unknown[0]!r}; known are {', '.join(sorted(known))}")
-        return msgspec.structs.replace(self, **changes)
+        changed = msgspec.structs.replace(self, **changes)
+        return self if changed == self else changed  # one object for all the rooms that are alike
 
 
 def _check_integer(name: str, value: object, low: int, high: int) -> None:

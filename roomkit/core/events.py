@@ -107,19 +107,21 @@ def clean_data(data: object, what: str = "data") -> dict[str, Any]:
     return copy  # type: ignore[no-any-return]
 
 
-_second: tuple[int, str] = (-1, "")
+_last: tuple[int, str, str] = (-1, "", "")
 
 
 def rfc3339(at: float) -> str:
     """``at`` (Unix seconds) as RFC 3339, UTC, milliseconds: ``2024-03-27T20:00:00.123Z``."""
-    global _second  # a cache of the last second's text; a race between threads only costs a second formatting
+    global _last  # a cache of the last answer and its second; a race between threads only costs formatting again
     milliseconds = int(at * 1000)
-    second = milliseconds // 1000
-    known, text = _second
-    if known != second:
-        text = datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
-        _second = (second, text)
-    return f"{text}.{milliseconds - second * 1000:03d}Z"
+    known, text, start = _last
+    if known != milliseconds:
+        second = milliseconds // 1000
+        if known // 1000 != second:
+            start = datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
+        text = f"{start}.{milliseconds - second * 1000:03d}Z"
+        _last = (milliseconds, text, start)
+    return text
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-from collections import deque
-from itertools import islice
-
 from roomkit.core.events import Event
+
+_SPARE = 64  # events over the size before the oldest are let go, so that it is not done at each one
 
 
 class History:
     """The last ``size`` events, their seqs without a hole.
 
+    A list, which an idle room pays for by the event: a deque begins with places for 64.
+
     Thread safety: none of its own; the room's lock guards it.
     """
 
-    __slots__ = ("_events", "last_seq")
+    __slots__ = ("_events", "_size", "last_seq")
 
     def __init__(self, size: int) -> None:
-        self._events: deque[Event] = deque(maxlen=size)
+        self._size = size
+        self._events: list[Event] = []
         self.last_seq = 0
 
     def append(self, event: Event) -> None:
         """Add the next event; its seq must follow the last one's."""
         assert event.seq == self.last_seq + 1, (event.seq, self.last_seq)
         self.last_seq = event.seq
-        self._events.append(event)
+        events = self._events
+        events.append(event)
+        if len(events) > self._size + _SPARE:
+            del events[: len(events) - self._size]
 
     def since(self, seq: int) -> tuple[Event, ...] | None:
         """The events after ``seq`` in order, or None when the ring does not cover them all (or they never were)."""
         missing = self.last_seq - seq
-        if missing < 0 or missing > len(self._events):
+        if missing < 0 or missing > len(self):
             return None
-        return tuple(islice(self._events, len(self._events) - missing, None))
+        return self.latest(missing)
 
     def latest(self, count: int) -> tuple[Event, ...]:
         """The newest events, oldest first, at most ``count``."""
-        return tuple(islice(self._events, max(0, len(self._events) - count), None))
+        events = self._events
+        return tuple(events[len(events) - min(count, len(self)) :])
 
     def __len__(self) -> int:
-        return len(self._events)
+        return min(len(self._events), self._size)
