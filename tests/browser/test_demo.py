@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,8 +22,9 @@ import pytest
 if not os.environ.get("ROOMKIT_TEST_NO_SKIP"):
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 from support.fakes import PATIENCE
+from support.pages import browser
 from support.person import NETWORK_LOST, REFUSED, Person
 from support.proxy import Proxy
 from support.serve import ServeProcess
@@ -32,16 +32,6 @@ from support.serve import ServeProcess
 pytestmark = pytest.mark.browser
 
 OUTAGE = 10.0  # seconds, by the clock: it is what the story is about
-FLAGS = [
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 SONG = "song-3"  # 26 s
 SHORT_SONG = "song-short"  # 6 s
 RESULTS = "[...document.querySelectorAll('.rank')].map((row) => [row.dataset.testid, row.lastElementChild.textContent])"
@@ -52,17 +42,7 @@ expect.set_options(timeout=PATIENCE * 1000)
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    names = ("/usr/bin/chromium", "chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        reason = "there is no Chromium here"
-        if os.environ.get("ROOMKIT_TEST_NO_SKIP"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
+    yield from browser()
 
 
 def serve(*flags: str) -> Iterator[ServeProcess]:
