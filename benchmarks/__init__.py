@@ -1,1 +1,1 @@
-"""What can be measured beside the server under load: the design's five disasters (``python -m benchmarks.disasters``)."""
+"""What can be measured: the design's five disasters (``python -m benchmarks.disasters``)."""

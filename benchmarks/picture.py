@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.result import Bars, Lines, Result
 
-_COLOURS = ("#bc4c00", "#d4a72c", "#0969da", "#1f6f5c")
+_COLOURS = ("#bc4c00", "#d4a72c", "#0969da", "#8250df")
+_CURED = "#1f6f5c"  # of the last bar or line, which is roomkit's
 _PALE = "#d0d7de"
 
 
@@ -22,7 +24,10 @@ def draw(result: Result, folder: Path) -> Path:
     figure = Figure(figsize=(4.8 * max(2, count), 4.0), dpi=100, layout="constrained")
     figure.suptitle(result.title, fontweight="bold")
     for axes, panel in zip(figure.subplots(1, count, squeeze=False)[0], result.panels, strict=True):
-        (_bars if isinstance(panel, Bars) else _lines)(axes, panel)
+        if isinstance(panel, Bars):
+            _bars(axes, panel)
+        else:
+            _lines(axes, panel)
         axes.set_title(panel.title, fontsize=10)
         axes.set_ylabel(panel.unit)
         axes.grid(axis="y", color=_PALE, linewidth=0.6)
@@ -35,12 +40,13 @@ def draw(result: Result, folder: Path) -> Path:
     return path
 
 
-def _bars(axes, panel: Bars) -> None:  # type: ignore[no-untyped-def]
+def _bars(axes: Any, panel: Bars) -> None:
     width = 0.8 / len(panel.series)
     highest = max(value for values in panel.series.values() for value in values)
     for n, (name, values) in enumerate(panel.series.items()):
         places = [i + (n - (len(panel.series) - 1) / 2) * width for i in range(len(values))]
-        colours = [_COLOURS[i % 4] for i in range(len(values))] if len(panel.series) == 1 else _COLOURS[n % 4]
+        alone = [*_COLOURS[: len(values) - 1], _CURED]
+        colours = alone if len(panel.series) == 1 else _COLOURS[n % 4]
         drawn = axes.bar(places, values, width * 0.94, color=colours, label=name)
         axes.bar_label(drawn, [_short(value) for value in values], fontsize=8, padding=2)
     axes.set_xticks(range(len(panel.labels)), panel.labels, fontsize=8)
@@ -52,9 +58,11 @@ def _bars(axes, panel: Bars) -> None:  # type: ignore[no-untyped-def]
         axes.set_ylim(0, highest * 1.25 or 1)
 
 
-def _lines(axes, panel: Lines) -> None:  # type: ignore[no-untyped-def]
+def _lines(axes: Any, panel: Lines) -> None:
     for n, (name, points) in enumerate(panel.series.items()):
-        axes.plot([x for x, _ in points], [y for _, y in points], color=_COLOURS[n % 4], label=name, marker=".")
+        last = n == len(panel.series) - 1
+        style = {"color": _CURED, "linestyle": "--"} if last else {"color": _COLOURS[n % 4]}
+        axes.plot([x for x, _ in points], [y for _, y in points], label=name, marker=".", **style)
     axes.set_xlabel(panel.x)
     if panel.log:
         axes.set_xscale("log")
@@ -66,4 +74,4 @@ def _lines(axes, panel: Lines) -> None:  # type: ignore[no-untyped-def]
 def _short(value: float) -> str:
     if value >= 10_000:
         return f"{value / 1000:,.0f}k"
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.2g}"

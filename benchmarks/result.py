@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 SEED = 20240315  #: of every random choice: the day of the first disaster
@@ -22,7 +22,7 @@ class Bars(NamedTuple):
 
     title: str
     labels: Sequence[str]
-    series: dict[str, Sequence[float]]
+    series: Mapping[str, Sequence[float]]
     unit: str
     log: bool = False
 
@@ -31,7 +31,7 @@ class Lines(NamedTuple):
     """Lines over one axis."""
 
     title: str
-    series: dict[str, Sequence[tuple[float, float]]]
+    series: Mapping[str, Sequence[tuple[float, float]]]
     x: str
     unit: str
     log: bool = False
