@@ -110,7 +110,11 @@ def test_the_parser_finds_a_wrong_command() -> None:
 
 # Names.
 
-FLAGS = {flag for command in cli._parsers()[1].values() for flag in command._option_string_actions}
+FLAGS = {flag for command in cli._parsers()[1].values() for flag in command._option_string_actions} | {
+    flag
+    for path in (ROOT / "benchmarks").glob("*.py")
+    for flag in re.findall(r'add_argument\("(--[a-z-]+)"', path.read_text(encoding="utf-8"))
+}
 ENVIRONMENT = {setting.env for setting in SETTINGS} | {"ROOMKIT_CONFIG", "ROOMKIT_URL"}
 #: What other programs call their own: gunicorn, proxies, the kernel.
 OTHERS = {
@@ -132,7 +136,7 @@ def words_of_the_code() -> set[str]:
     """Every name and every word in a text of roomkit's own code, its examples and the tests' helpers."""
     files = [
         path
-        for folder in ("roomkit", "examples", "tests", "deploy")
+        for folder in ("roomkit", "examples", "tests", "deploy", "benchmarks")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".js", ".ts", ".mjs", ".html")
         and path.is_file()
