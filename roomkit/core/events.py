@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from itertools import accumulate
-from math import inf, nextafter
 from typing import Any
 
 import msgspec
@@ -113,7 +112,7 @@ _last: tuple[int, str, str] = (-1, "", "")
 def rfc3339(at: float) -> str:
     """``at`` (Unix seconds) as RFC 3339, UTC, milliseconds: ``2024-03-27T20:00:00.123Z``."""
     global _last  # a cache of the last answer and its second; a race between threads only costs formatting again
-    milliseconds = int(at * 1000)
+    milliseconds = int(at * 1000 + 0.01)  # the float nearest to a whole one may lie just below it
     known, text, start = _last
     if known != milliseconds:
         second = milliseconds // 1000
@@ -134,5 +133,4 @@ def parse_rfc3339(text: str) -> float:
         ValueError: it is something else.
     """
     milliseconds = (datetime.fromisoformat(text.replace("Z", "+00:00")) - _EPOCH) // timedelta(milliseconds=1)
-    at = milliseconds / 1000
-    return at if int(at * 1000) == milliseconds else nextafter(at, inf)  # the nearest float may lie just below
+    return milliseconds / 1000
