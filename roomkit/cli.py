@@ -19,6 +19,7 @@ from roomkit.core.drawing import to_svg
 from roomkit.core.lifecycle import GAME
 from roomkit.log import configure_logging
 from roomkit.server import Server
+from roomkit.server.garbage import ShortCollections
 from roomkit.server.process import DRAIN_SLACK, Signals, drain
 from roomkit.server.supervisor import Supervisor
 from roomkit.settings import InvalidSetting, Settings, add_arguments, load_settings, settings_table_markdown
@@ -197,10 +198,11 @@ def _serve(arguments: argparse.Namespace) -> int:
             return fail(error.strerror or str(error))
         except UnicodeError:
             return fail(_no_host_name(settings))
-        server.start()
-        _greet(settings, server.url)
-        signals.wait()
-        return 0 if drain(server.stop, settings.drain_timeout, signals) else 1
+        with ShortCollections():
+            server.start()
+            _greet(settings, server.url)
+            signals.wait()
+            return 0 if drain(server.stop, settings.drain_timeout, signals) else 1
 
 
 def _serve_with_workers(settings: Settings, signals: Signals) -> int:

@@ -28,17 +28,20 @@ class Batch:
 
     def __init__(self, messages: Sequence[bytes]) -> None:
         self.messages = messages
-        self.frames = b"".join([text_frame(message) for message in messages])
+        self.frames = text_frame(messages[0]) if len(messages) == 1 else b"".join(map(text_frame, messages))
 
     def __len__(self) -> int:
         return len(self.messages)
+
+
+_SHORT = [bytes((0x81, length)) for length in range(126)]  # headers
 
 
 def text_frame(payload: bytes) -> bytes:
     """One unfragmented, unmasked text frame, as a server sends it (RFC 6455, section 5.2)."""
     length = len(payload)
     if length < 126:
-        return b"\x81" + length.to_bytes(1, "big") + payload
+        return _SHORT[length] + payload
     if length < 65536:
         return b"\x81\x7e" + length.to_bytes(2, "big") + payload
     return struct.pack("!BBQ", 0x81, 127, length) + payload

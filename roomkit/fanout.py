@@ -65,6 +65,7 @@ class Fanout:
         "_links",
         "_lost",
         "_passed",
+        "_plenty",
         "_runtime",
         "_seen",
         "_subscriptions",
@@ -89,6 +90,7 @@ class Fanout:
         self.queue = EventQueue(config.queue_size, config.queue_ceiling)
         self.broadcaster: Broadcaster = broadcaster(room_id, self.drain)
         self._config = config
+        self._plenty = int(config.watermark * config.queue_size)  # places that may be taken without a further look
         self._runtime = runtime
         self._drop_link = drop_link
         self._watermark = watermark
@@ -134,6 +136,8 @@ class Fanout:
         if not (self._view or self._subscriptions):
             return 0
         queue = self.queue
+        if queue.set_aside(count, self._plenty):
+            return count
         if queue.load >= self._config.watermark and self.broadcaster.is_current():
             self.drain()
         if not count:
@@ -158,10 +162,12 @@ class Fanout:
             self._seen //= 2
             self._lost //= 2
         # A drop must be announced, even if everything else was delivered by now.
-        if self.queue.queue or dropped:
+        waiting = len(self.queue.queue)
+        if waiting or dropped:
             self.broadcaster.wake()
-            if (dropped or self.queue.load >= self._config.watermark) and not self.broadcaster.is_current():
-                self._check_watermark()  # the thread that drains is about to
+            pressed = dropped or (waiting >= self._plenty and self.queue.load >= self._config.watermark)
+            if pressed and not self.broadcaster.is_current():  # the thread that drains is about to
+                self._check_watermark()
 
     def _check_watermark(self) -> None:
         config = self._config
@@ -179,17 +185,22 @@ class Fanout:
         dropped = 0
         if self._view or self._subscriptions:
             queue = self.queue
+            last = events[-1]
             for event in events:
                 kind = event.type
                 if kind in CRITICAL_TYPES:
                     queue.put_reserved(event, event.seq, reserved > 0)
                     reserved -= 1
-                elif queue.offer(event, event.seq, kind, key) is None:
-                    dropped += 1
-            if events[-1].type == "room_closed":
+                else:
+                    unused = 0
+                    if event is last and reserved > 0:
+                        unused, reserved = reserved, 0
+                    if queue.offer(event, event.seq, kind, key, unused) is None:
+                        dropped += 1
+            if last.type == "room_closed":
                 # From here on nobody is attached or detached: what is left is the broadcaster's to close.
                 self._links.clear()
-                queue.put_control(CloseAll(CLOSE["room_closed"], str(events[-1].data["reason"])[:100]))
+                queue.put_control(CloseAll(CLOSE["room_closed"], str(last.data["reason"])[:100]))
                 return reserved, dropped
         for event in events:
             if event.type == "player_left":
@@ -260,6 +271,9 @@ class Fanout:
         entries, trailing = self.queue.drain()
         if self._passed[0]:
             self._passed = (False, self._passed[1])
+        if len(entries) == 1 and trailing is None and type(entries[0].item) is Event:  # most often
+            self._guarded(self._deliver, entries, None)
+            return
         run: list[Entry] = []
         for entry in entries:
             if type(entry.item) is Event:
@@ -284,21 +298,14 @@ class Fanout:
         # The views are read after the queue was drained: whoever was attached before an event was queued is in them.
         links = self._view
         subscriptions = self._subscriptions
-        messages: list[bytes] = []
-        seqs: list[int] = []
-        events: list[Event] = []
-        for entry in run:
-            event: Event = entry.item
-            if entry.gap is not None:
-                self._note_gap(entry.gap, event.timestamp, messages, seqs, events)
-            if entry.conflated:
-                event = msgspec.structs.replace(event, conflated=entry.conflated)
-            messages.append(encode_json(event))
-            seqs.append(event.seq)
-            events.append(event)
-        if trailing is not None:
-            stamp = rfc3339(self._runtime.wall_clock())
-            self._note_gap(trailing, stamp, messages, seqs, events)
+        messages: Sequence[bytes]
+        seqs: Sequence[int]
+        events: Sequence[Event]
+        if len(run) == 1 and trailing is None and run[0].gap is None and not run[0].conflated:  # most often
+            event: Event = run[0].item
+            messages, seqs, events = (encode_json(event),), (event.seq,), (event,)
+        else:
+            messages, seqs, events = self._encode(run, trailing)
         batch = Batch(messages)
         first, last, count = seqs[0], seqs[-1], len(messages)
         delivered = 0
@@ -323,6 +330,25 @@ class Fanout:
                 self._runtime.tally.add("dropped_by_subscribers", count=missed)
         if delivered:
             self._runtime.tally.add("deliveries", count=delivered)
+
+    def _encode(self, run: Sequence[Entry], trailing: Gap | None) -> tuple[list[bytes], list[int], list[Event]]:
+        """What is to be told, gaps included: encoded, the seq up to which each tells, and as events."""
+        messages: list[bytes] = []
+        seqs: list[int] = []
+        events: list[Event] = []
+        for entry in run:
+            event: Event = entry.item
+            if entry.gap is not None:
+                self._note_gap(entry.gap, event.timestamp, messages, seqs, events)
+            if entry.conflated:
+                event = msgspec.structs.replace(event, conflated=entry.conflated)
+            messages.append(encode_json(event))
+            seqs.append(event.seq)
+            events.append(event)
+        if trailing is not None:
+            stamp = rfc3339(self._runtime.wall_clock())
+            self._note_gap(trailing, stamp, messages, seqs, events)
+        return messages, seqs, events
 
     @staticmethod
     def _note_gap(gap: Gap, stamp: str, messages: list[bytes], seqs: list[int], events: list[Event]) -> None:

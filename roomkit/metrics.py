@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 
@@ -20,7 +20,7 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # Guarded by _lock:
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts: defaultdict[tuple[str, str], int] = defaultdict(int)
 
     def add(self, name: str, label: str = "", count: int = 1) -> None:
         """Count ``count`` more."""
@@ -36,7 +36,7 @@ class Tally:
     def get(self, name: str, label: str = "") -> int:
         """One counter."""
         with self._lock:
-            return self._counts[name, label]
+            return self._counts.get((name, label), 0)
 
     def by_label(self, name: str) -> dict[str, int]:
         """The labels of one name that were counted."""

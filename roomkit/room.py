@@ -529,7 +529,7 @@ class Room:
         dropped = 0
         deadline = None
         try:
-            writer = self._lock.acquire_write(self._config.busy_timeout)
+            self._lock.acquire_write(self._config.busy_timeout)
             try:
                 if unless_changed is None or unless_changed():
                     events = machine.apply(command, runtime.clock(), runtime.wall_clock())
@@ -547,7 +547,7 @@ class Room:
                     machine.deadline_moved = False
                     deadline = machine.next_deadline()
             finally:
-                self._lock.release_write(writer)
+                self._lock.release_write()
         finally:
             if reserved > 0:
                 fanout.queue.release(reserved)

@@ -488,7 +488,7 @@ def lifecycle_machine(
                 allowed: whether the status allows it; None: as the table says.
             """
             status = str(self.room.status)
-            cell = lifecycle.rules(status, operation)
+            cell = lifecycle.row(status).get(operation)
             if allowed is None:
                 allowed = cell is not None
                 type(self).reached.add((status, operation))

@@ -364,17 +364,22 @@ def test_drops_are_announced_before_the_next_event() -> None:
     after = room.get_state().seq
     room.send_message("amy", {"n": 1})
     room.send_message("amy", {"n": 2})
-    room.select_song("amy", "song-1")  # the last place is set aside for a room_status, which does not come
-    for number in range(3, 6):
+    room.select_song("amy", "song-1")  # gets the place that was set aside for a room_status, which does not come
+    for number in range(3, 5):
         room.send_message("amy", {"n": number})
-    assert room.dropped == {"message": 2, "song_selected": 1}
+    assert room.dropped == {"message": 2}
     inline.drain()
-    room.send_message("amy", {"n": 6})
+    room.send_message("amy", {"n": 5})
     inline.drain()
-    assert connection.types == ["message", "message", "gap", "message", "gap", "message"]
+    for number in range(6, 10):
+        room.send_message("amy", {"n": number})
+    room.close()  # what must be told is told, place or not
+    inline.drain()
+    told = ["message", "message", "song_selected", "gap", "message"]
+    assert connection.types == [*told, "message", "message", "message", "gap", "room_status", "room_closed"]
     first, second = connection.of_type("gap")
-    assert first == {"type": "gap", "data": {"after": after + 2, "dropped": 1, "types": {"song_selected": 1}}}
-    assert second == {"type": "gap", "data": {"after": after + 4, "dropped": 2, "types": {"message": 2}}}
+    assert first == {"type": "gap", "data": {"after": after + 3, "dropped": 2, "types": {"message": 2}}}
+    assert second == {"type": "gap", "data": {"after": after + 9, "dropped": 1, "types": {"message": 1}}}
 
 
 def test_drops_are_announced_when_nothing_follows() -> None:

@@ -6,7 +6,8 @@ counted by type and announced, and everything taken out in one go.
 Three ways in, all non-blocking:
 
 * :meth:`EventQueue.put_reserved`: for critical items. Their places were reserved by :meth:`EventQueue.reserve`, which
-  is the only call that waits, and which is made before the room's lock is taken.
+  is the only call that waits, and which is made before the room's lock is taken. (:meth:`EventQueue.set_aside` is its
+  short form for when there are places in plenty.)
 * :meth:`EventQueue.offer`: for droppable items: refused when no unreserved place is free, and counted.
 * :meth:`EventQueue.put_control`: for what is no event (a welcome, a close); bounded by the number of connections, not
   by the queue.
@@ -123,6 +124,14 @@ class EventQueue(queue.Queue[Entry]):
             return taken + count <= self.capacity
         return False
 
+    def set_aside(self, count: int, limit: int) -> bool:
+        """Reserve ``count`` places if then at most ``limit`` are taken; False: none were. Never waits, never grows."""
+        with self.mutex:
+            if len(self.queue) - self._control + self._reserved + count > limit:
+                return False
+            self._reserved += count
+            return True
+
     def reserve(self, count: int, timeout: float) -> bool:
         """Set ``count`` places aside, waiting up to ``timeout`` seconds for them; False: none were."""
         with self.mutex:
@@ -162,10 +171,18 @@ class EventQueue(queue.Queue[Entry]):
             self._control += 1
             return was_empty
 
-    def offer(self, item: Any, seq: int, kind: str, key: object = None) -> bool | None:
-        """Add an item if there is a place for it. True: added, was empty; False: added; None: dropped and counted."""
+    def offer(self, item: Any, seq: int, kind: str, key: object = None, unused: int = 0) -> bool | None:
+        """Add an item if there is a place for it. True: added, was empty; False: added; None: dropped and counted.
+
+        Args:
+            unused: so many reserved places are given back first, as by :meth:`release`.
+        """
         entry = Entry(item, seq, key)
         with self.mutex:
+            if unused:
+                self._reserved -= unused
+                if self._waiting:
+                    self.not_full.notify_all()
             if key is not None:
                 older = self._keys.get(key)
                 if older is not None:

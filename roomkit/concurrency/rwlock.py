@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import get_ident
-from typing import Any
 
 from readerwriterlock.rwlock import RWLockFair
 
@@ -27,10 +26,12 @@ class RWLock:
     Thread safety: full. Blocking: at most ``timeout`` seconds per call.
     """
 
-    __slots__ = ("_lock", "_readers", "_writer")
+    __slots__ = ("_lock", "_readers", "_write", "_writer")
 
     def __init__(self) -> None:
         self._lock = RWLockFair()
+        # One for all who write: its only state, whether it is held, is touched by who holds it.
+        self._write = self._lock.gen_wlock()
         # Each thread touches only its own key, so the dict needs no lock of its own: thread id -> depth of reads.
         self._readers: dict[int, int] = {}
         # The writing thread's id; only ever compared by a thread with its own id, so no race can make it match.
@@ -80,30 +81,30 @@ class RWLock:
         if self._writer == me:
             raise LockUpgradeError("this thread holds the write lock and asks for it again")
 
-    def acquire_write(self, timeout: float) -> Any:
-        """Take the lock alone; give what is returned to :meth:`release_write`.
+    def acquire_write(self, timeout: float) -> None:
+        """Take the lock alone; :meth:`release_write` gives it back.
 
         Raises:
             RoomBusy: it was not to be had within ``timeout`` seconds; nothing is held.
             LockUpgradeError: this thread reads or writes already, and still does.
         """
-        self.refuse_upgrade()
-        writer = self._lock.gen_wlock()
-        if not writer.acquire(timeout=timeout):
+        me = get_ident()
+        if me in self._readers or self._writer == me:
+            self.refuse_upgrade()
+        if not self._write.acquire(True, timeout):
             raise RoomBusy(f"no write lock within {timeout} s")
-        self._writer = get_ident()
-        return writer
+        self._writer = me
 
-    def release_write(self, writer: Any) -> None:
-        """Give the lock back."""
+    def release_write(self) -> None:
+        """Give the lock back. Only for the thread that holds it."""
         self._writer = None
-        writer.release()
+        self._write.release()
 
     @contextmanager
     def write(self, timeout: float) -> Iterator[None]:
         """:meth:`acquire_write` and :meth:`release_write` as a block."""
-        writer = self.acquire_write(timeout)
+        self.acquire_write(timeout)
         try:
             yield
         finally:
-            self.release_write(writer)
+            self.release_write()

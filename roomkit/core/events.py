@@ -106,6 +106,7 @@ def clean_data(data: object, what: str = "data") -> dict[str, Any]:
     return copy  # type: ignore[no-any-return]
 
 
+_FRACTIONS = [f".{millisecond:03d}Z" for millisecond in range(1000)]
 _last: tuple[int, str, str] = (-1, "", "")
 
 
@@ -118,7 +119,7 @@ def rfc3339(at: float) -> str:
         second = milliseconds // 1000
         if known // 1000 != second:
             start = datetime.fromtimestamp(second, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S")
-        text = f"{start}.{milliseconds - second * 1000:03d}Z"
+        text = start + _FRACTIONS[milliseconds - second * 1000]
         _last = (milliseconds, text, start)
     return text
 

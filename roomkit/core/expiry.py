@@ -13,17 +13,18 @@ K = TypeVar("K", bound=Hashable)
 class DeadlineHeap(Generic[K]):
     """Keys with one deadline each.
 
-    Moving a deadline leaves a stale entry behind; as soon as the stale ones outnumber the live ones the heap is built
-    anew, so they cannot pile up. What pops out is only *said* to be due: the caller checks again.
+    Moving a deadline leaves a stale entry behind, which holds no key; as soon as the stale ones outnumber the live ones
+    the heap is built anew, so they cannot pile up. What pops out is only *said* to be due: the caller checks again.
 
     Thread safety: none of its own.
     """
 
-    __slots__ = ("_count", "_deadlines", "_heap")
+    __slots__ = ("_count", "_deadlines", "_heap", "_keys")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, K]] = []
+        self._heap: list[tuple[float, int]] = []  # deadline, ticket; stale when nobody holds the ticket any more
         self._deadlines: dict[K, tuple[float, int]] = {}
+        self._keys: dict[int, K] = {}  # by ticket
         self._count = count()
 
     def __len__(self) -> int:
@@ -37,11 +38,14 @@ class DeadlineHeap(Generic[K]):
     def set(self, key: K, deadline: float) -> None:
         """Give ``key`` this deadline, instead of the one that it had."""
         known = self._deadlines.get(key)
-        if known is not None and known[0] == deadline:
-            return
+        if known is not None:
+            if known[0] == deadline:
+                return
+            del self._keys[known[1]]
         ticket = next(self._count)
-        self._deadlines[key] = (deadline, ticket)
-        heapq.heappush(self._heap, (deadline, ticket, key))
+        self._deadlines[key] = entry = (deadline, ticket)
+        self._keys[ticket] = key
+        heapq.heappush(self._heap, entry)
         self._compact()
 
     def get(self, key: K) -> float | None:
@@ -51,7 +55,9 @@ class DeadlineHeap(Generic[K]):
 
     def discard(self, key: K) -> None:
         """Forget ``key``."""
-        if self._deadlines.pop(key, None) is not None:
+        known = self._deadlines.pop(key, None)
+        if known is not None:
+            del self._keys[known[1]]
             self._compact()
 
     def next_deadline(self) -> float | None:
@@ -66,20 +72,17 @@ class DeadlineHeap(Generic[K]):
             self._drop_stale()
             if not self._heap or self._heap[0][0] > now:
                 break
-            key = heapq.heappop(self._heap)[2]
+            key = self._keys.pop(heapq.heappop(self._heap)[1])
             del self._deadlines[key]
             due.append(key)
         return due
 
     def _drop_stale(self) -> None:
-        heap, deadlines = self._heap, self._deadlines
-        while heap:
-            deadline, ticket, key = heap[0]
-            if deadlines.get(key) == (deadline, ticket):
-                return
+        heap, keys = self._heap, self._keys
+        while heap and heap[0][1] not in keys:
             heapq.heappop(heap)
 
     def _compact(self) -> None:
         if len(self._heap) > 2 * len(self._deadlines) + 16:
-            self._heap = [(deadline, ticket, key) for key, (deadline, ticket) in self._deadlines.items()]
+            self._heap = list(self._deadlines.values())
             heapq.heapify(self._heap)

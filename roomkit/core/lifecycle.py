@@ -119,7 +119,7 @@ class Lifecycle:
     """
 
     __slots__ = (
-        "_resolved",
+        "_rows",
         "closed",
         "finished",
         "guards",
@@ -165,10 +165,12 @@ class Lifecycle:
             if operation not in BUILTIN_OPERATIONS
         }
         self._check(operations or {})
-        self._resolved = {
-            (status, operation): tuple((None if r.guard is None else self.guards[r.guard], r.status) for r in rules)
+        self._rows = {
+            status: {
+                operation: tuple((None if r.guard is None else self.guards[r.guard], r.status) for r in rules)
+                for operation, rules in row.items()
+            }
             for status, row in self.table.items()
-            for operation, rules in row.items()
         }
 
     def _status(self, value: object) -> str:
@@ -239,11 +241,11 @@ class Lifecycle:
 
     def allows(self, status: str, operation: str) -> bool:
         """Whether the table has a cell for the pair."""
-        return (status, operation) in self._resolved
+        return operation in self._rows.get(status, ())
 
-    def rules(self, status: str, operation: str) -> tuple[tuple[Guard | None, str], ...] | None:
-        """The cell with its guards as functions, or None where the pair is refused."""
-        return self._resolved.get((status, operation))
+    def row(self, status: str) -> Mapping[str, tuple[tuple[Guard | None, str], ...]]:
+        """What may be done in a status: operation -> its cell with its guards as functions."""
+        return self._rows[status]
 
     @property
     def all_operations(self) -> tuple[str, ...]:

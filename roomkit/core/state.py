@@ -72,6 +72,7 @@ class RoomMachine:
         "_at",
         "_events",
         "_now",
+        "_row",
         "bans",
         "closed_at",
         "config",
@@ -116,6 +117,7 @@ class RoomMachine:
         self.config = config if config is not None else RoomConfig()
         self.lifecycle = lifecycle
         self.status: str = lifecycle.initial
+        self._row = lifecycle.row(self.status)
         self.seats: dict[str, Seat] = {}
         self.host: str | None = None
         self.settings: dict[str, Any] = {}
@@ -504,7 +506,7 @@ class RoomMachine:
         if reason is not None:
             self._move(((None, self.lifecycle.closed),), reason=f"expired: {reason}")
             return
-        rules = self.lifecycle.rules(self.status, "remove_player")
+        rules = self._row.get("remove_player")
         for seat in self.seats.values():
             if seat.kept_until is not None and now >= seat.kept_until:
                 if rules is None:  # this status lets nobody go: ask again later
@@ -523,7 +525,7 @@ class RoomMachine:
     # Parts.
 
     def _rules(self, operation: str) -> tuple[tuple[Any, str], ...]:
-        rules = self.lifecycle.rules(self.status, operation)
+        rules = self._row.get(operation)
         if rules is None:
             raise InvalidTransition(self.id, str(self.status), operation)
         return rules
@@ -562,6 +564,7 @@ class RoomMachine:
     def _enter(self, status: str, reason: str | None) -> None:
         lifecycle = self.lifecycle
         previous, self.status = self.status, status
+        self._row = lifecycle.row(status)
         cleared = status == lifecycle.initial and self._clear_ready()
         self.finished_at = self._now if status in lifecycle.finished else None
         self._emit("room_status", {"status": str(status), "previous": str(previous), "ready_cleared": cleared})

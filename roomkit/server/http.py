@@ -19,7 +19,7 @@ import h11
 from roomkit.concurrency.worker import PoolFull
 from roomkit.core.events import encode_json
 from roomkit.server.handshake import HandshakeRefused, check_upgrade, header_dict, is_upgrade
-from roomkit.server.reactor import READ, WRITE, Reactor
+from roomkit.server.reactor import WRITE, Reactor
 from roomkit.server.sockets import RECEIVE_SIZE, SocketHandler
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class HttpConnection(SocketHandler):
         """See reactor.Handler."""
         if mask & WRITE:
             self.mark_dirty()
-        if mask & READ:
+        if mask != WRITE:
             data = self.receive()
             if data is not None:
                 self.hub.bytes_received += len(data)

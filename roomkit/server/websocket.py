@@ -21,7 +21,7 @@ from wsproto.utilities import LocalProtocolError
 
 from roomkit.delivery import Batch, text_frame
 from roomkit.errors import CLOSE
-from roomkit.server.reactor import READ, WRITE, Reactor
+from roomkit.server.reactor import WRITE, Reactor
 from roomkit.server.sockets import SocketHandler
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("roomkit.websocket")
 
+_TEXT = 0x81  # first bytes of frames: FIN and the opcode (RFC 6455, section 5.2)
+_PONG = 0x8A
+_PING_FRAME = b"\x89\x00"
 _ABNORMAL = 1006  # RFC 6455, section 7.1.5: no close frame was seen
 _NO_STATUS = 1005
 
@@ -47,6 +50,22 @@ class Session(Protocol):
 
     def on_close(self, code: int, reason: str) -> None:
         """The connection is gone; called once, and nothing after it. 1006: without a close frame."""
+
+
+class _Ended:
+    """The session of a connection that is gone."""
+
+    def on_open(self, connection: WebSocketConnection) -> None:
+        """Never called."""
+
+    def on_message(self, message: str | bytes) -> None:
+        """Never called."""
+
+    def on_close(self, code: int, reason: str) -> None:
+        """Never called."""
+
+
+_ENDED = _Ended()
 
 
 class BoundedDeflate(PerMessageDeflate):
@@ -101,7 +120,7 @@ class WebSocketConnection(SocketHandler):
         "_slow_left",
         "_tail",
         "_tokens_at",
-        "_ws",
+        "_wsproto",
         "heard_at",
         "session",
     )
@@ -117,7 +136,8 @@ class WebSocketConnection(SocketHandler):
     ) -> None:
         super().__init__(hub, reactor, sock, address)
         self.session = session
-        self._ws = WsConnection(ConnectionType.SERVER, list(extensions))
+        # Made when it is first needed, which for most connections is when they close: see _receive.
+        self._wsproto = WsConnection(ConnectionType.SERVER, list(extensions)) if extensions else None
         self._compressed = bool(extensions)
         # Answers to this connection's own messages: after the rooms' events. Frames; with compression messages, which
         # are framed when they are written: a compressed one depends on those before it on the wire.
@@ -144,6 +164,13 @@ class WebSocketConnection(SocketHandler):
         # A token bucket as one number: how many messages more were sent than the rate allows, at _tokens_at.
         self._debt = 0.0
         self._tokens_at = reactor.now
+
+    @property
+    def _ws(self) -> WsConnection:
+        ws = self._wsproto
+        if ws is None:
+            ws = self._wsproto = WsConnection(ConnectionType.SERVER)
+        return ws
 
     def open(self, first: bytes, received: bytes) -> None:
         """Begin: ``first`` is the handshake's answer, ``received`` what came behind the request."""
@@ -285,7 +312,7 @@ class WebSocketConnection(SocketHandler):
         """See reactor.Handler."""
         if mask & WRITE:
             self.mark_dirty()
-        if mask & READ:
+        if mask != WRITE:
             data = self.receive()
             if data is not None:
                 self.heard_at = self.reactor.now
@@ -305,9 +332,10 @@ class WebSocketConnection(SocketHandler):
         """Split what arrived into frames: the commonest kind is read here, every other is wsproto's.
 
         A lone (FIN, no RSV), masked text frame of at most 125 bytes between two messages, which is whole, needs one XOR
-        and one decode; wsproto takes five times as long over it. wsproto gets all other frames, whole or in the pieces
-        in which they arrive, and so sees a valid stream: only complete messages are missing from it. What is wrong
-        with a frame is therefore always wsproto's to say.
+        and one decode; wsproto takes five times as long over it. A pong is read as well, so that most connections need
+        no wsproto until they close. wsproto gets all other frames, whole or in the pieces in which they arrive, and so
+        sees a valid stream: only complete messages and pongs are missing from it. What is wrong with a frame is
+        therefore always wsproto's to say.
         """
         if self._tail:
             data = self._tail + data
@@ -324,11 +352,15 @@ class WebSocketConnection(SocketHandler):
                 continue
             if end - at < 2:
                 break
-            second = data[at + 1]
-            if data[at] == 0x81 and 0x80 <= second <= self._fast_last and not self._in_message:
+            first, second = data[at], data[at + 1]
+            if 0x80 <= second <= self._fast_last and (first == _PONG or (first == _TEXT and not self._in_message)):
                 stop = at + second - 0x7A  # 2 bytes of header, 4 of mask, second - 0x80 of payload
                 if stop > end:
                     break
+                if first == _PONG:
+                    at = stop
+                    self.spend()
+                    continue
                 text = _unmask(data, at + 2, stop)
                 if text is not None:
                     at = stop
@@ -339,8 +371,8 @@ class WebSocketConnection(SocketHandler):
             if not length:
                 break
             self._slow_left = length
-            if not data[at] & 8:  # a data frame; control frames may come in the middle of a message
-                self._in_message = not data[at] & 0x80
+            if not first & 8:  # a data frame; control frames may come in the middle of a message
+                self._in_message = not first & 0x80
         if at < end and self.alive:
             self._tail = data[at:]
 
@@ -457,14 +489,15 @@ class WebSocketConnection(SocketHandler):
         elif limits.ping_interval and now >= max(self.heard_at, self._pinged_at) + limits.ping_interval:
             self._pinged_at = now
             if self._close_code is None:
-                self.write(bytes(self._ws.send(Ping())))
+                self.write(_PING_FRAME)
         self._schedule()
 
     def on_lost(self) -> None:
         """See SocketHandler."""
         code = self._close_code if self._close_code is not None else _ABNORMAL
+        session, self.session = self.session, _ENDED  # so that no reference cycle is left behind
         try:
-            self.session.on_close(code, self._close_reason)
+            session.on_close(code, self._close_reason)
         except Exception:
             log.exception("a session failed to close")
             self.hub.tally.add("session_errors")
@@ -495,13 +528,16 @@ def _masked_frame_length(data: bytes, at: int, end: int) -> int:
 
 def _unmask(data: bytes, at: int, stop: int) -> str | None:
     """The text behind the mask at ``at``, up to ``stop`` (RFC 6455, section 5.3); None: it is not UTF-8."""
-    length = stop - at - 4
-    key = int.from_bytes(data[at : at + 4] * 32, "little")
-    payload = int.from_bytes(data[at + 4 : stop], "little")
+    start = at + 4
+    length = stop - start
     try:
-        return ((payload ^ key) & _MASKS[length]).to_bytes(length, "little").decode()
+        return (
+            (_number(data[start:stop], "little") ^ _number((data[at:start] * 32)[:length], "little"))
+            .to_bytes(length, "little")
+            .decode()
+        )
     except UnicodeDecodeError:
         return None
 
 
-_MASKS = [(1 << (8 * length)) - 1 for length in range(126)]
+_number = int.from_bytes

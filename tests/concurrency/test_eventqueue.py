@@ -131,6 +131,28 @@ class QueueAgainstModel(RuleBasedStateMachine):
         self.reserved -= count
 
     @precondition(lambda self: self.reserved)
+    @rule(data=st.data(), kind=KINDS)
+    def offer_and_release(self, data: st.DataObject, kind: str) -> None:
+        """Places that were not needed may serve the droppable item that comes with their return."""
+        count = data.draw(st.integers(1, self.reserved))
+        self.reserved -= count
+        seq, was_empty = self.next_seq(), not self.entries
+        fits = self.has_place(1)
+        if fits:
+            self.append(Expected(seq))
+        else:
+            self.drop(seq, kind)
+        assert self.queue.offer(f"item {seq}", seq, kind, unused=count) is (was_empty if fits else None)
+
+    @rule(count=st.integers(0, 4), limit=st.integers(0, 4))
+    def set_aside(self, count: int, limit: int) -> None:
+        """The short form of reserving: up to a limit, which it never raises."""
+        granted = self.taken() + count <= limit
+        assert self.queue.set_aside(count, limit) is granted
+        if granted:
+            self.reserved += count
+
+    @precondition(lambda self: self.reserved)
     @rule()
     def put_reserved(self) -> None:
         """A critical item takes the place that was set aside for it: full or not, it is in."""
@@ -227,6 +249,19 @@ def test_reserve_waits_until_a_place_is_free(wake: str) -> None:
     assert got == [True]
     assert queue._waiting == 0
     assert not queue.reserve(1, 0)  # the place is taken again
+
+
+def test_reserve_gets_a_place_that_an_offer_gives_back() -> None:
+    """An item that replaces an older one needs no place: the one that was reserved beside it is free."""
+    queue = EventQueue(2)
+    queue.offer("older", 1, "message", "key")
+    assert queue.reserve(1, 0)
+    got: list[bool] = []
+    thread = start_thread(lambda: got.append(queue.reserve(1, 10 * PATIENCE)))
+    eventually(lambda: queue._waiting == 1)
+    queue.offer("newer", 2, "message", "key", unused=1)
+    join(thread)
+    assert got == [True]
 
 
 def test_reserve_gives_up_after_its_timeout_and_sets_nothing_aside() -> None:

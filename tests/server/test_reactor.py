@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.fakes import run_together
 
+import roomkit.server.reactor as reactor_module
 from roomkit.server.reactor import Reactor
 
 PATIENCE = 10.0
@@ -167,3 +168,71 @@ def test_what_is_left_is_aborted_at_the_end() -> None:
         assert call_and_wait(reactor)
         assert reactor.stop(PATIENCE)
     assert handler.seen == ["abort"]
+
+
+class Script:
+    """Time and sockets by a script, for turns that are made by hand: what becomes ready, and after how long."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+        self.waits: list[float] = []
+        self.next: tuple[float, int] = (0.0, 0)  # after how many seconds how many sockets become ready
+        self.reactor = Reactor("roomkit-io-test")
+        self.reactor._poller = self  # type: ignore[assignment]
+        monkeypatch.setattr(reactor_module, "monotonic", lambda: self.now)
+        monkeypatch.setattr(reactor_module, "sleep", self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        self.waits.append(timeout)
+        after, count = self.next
+        if after > timeout:
+            self.now += timeout
+            return []
+        self.now += max(0.0, after - (self.slept[-1] if self.slept else 0.0))
+        return [(fd, 1) for fd in range(1000, 1000 + count)]
+
+    def slept_in_turn(self, after: float, count: int) -> list[float]:
+        """Make a turn; how it slept before it looked."""
+        self.slept.clear()
+        self.next = (after, count)
+        self.reactor._turn()
+        return list(self.slept)
+
+
+def test_who_is_woken_often_lets_more_become_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second message in quick succession on it looks only after half a millisecond; not when they come rarely,
+    nor when there is much to do anyway.
+    """
+    script = Script(monkeypatch)
+    assert script.slept_in_turn(0.0001, 1) == []
+    assert script.slept_in_turn(0.0001, 1) == [0.0005]
+    assert script.slept_in_turn(0.0008, 1) == [0.0005]
+    assert script.slept_in_turn(0.005, 1) == [0.0005]
+    assert script.slept_in_turn(0.005, 1) == [], "they come rarely by now"
+    assert script.slept_in_turn(0.0001, 50) == []
+    assert script.slept_in_turn(0.0001, 50) == [], "many are ready"
+    assert script.slept_in_turn(0.0001, 1) == []
+    assert script.slept_in_turn(100.0, 1) == [0.0005]
+    assert script.slept_in_turn(0.0, 0) == [], "nothing came"
+
+
+def test_it_sleeps_past_nothing_that_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a call to make or a deadline near it looks at once, and after a sleep it waits for that much less."""
+    script = Script(monkeypatch)
+    script.slept_in_turn(0.0001, 1)
+    script.reactor.call(lambda: None)
+    assert script.slept_in_turn(0.0001, 1) == []
+    assert script.waits[-1] == 0.0
+    script.slept_in_turn(0.0001, 1)
+    script.reactor.call_later(0.0003, lambda: None)
+    assert script.slept_in_turn(0.0001, 1) == []
+    script.slept_in_turn(1.0, 1)  # it passes
+    script.slept_in_turn(0.0001, 1)
+    script.reactor.call_later(0.2, lambda: None)
+    assert script.slept_in_turn(0.0001, 1) == [0.0005]
+    assert script.waits[-1] < 0.2

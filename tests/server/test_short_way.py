@@ -122,6 +122,10 @@ streams = st.lists(st.one_of(small_text, small_text, any_frame, st.binary(max_si
 @example(frame(0x81, b"hello") * 3, [1, 2, 3, 9], 65_536, 0)
 @example(frame(0x01, b"he") + frame(0x81, b"not yet") + frame(0x80, b"llo"), [], 65_536, 0)
 @example(frame(0x01, b"he") + frame(0x89, b"ping") + frame(0x80, b"llo") + frame(0x81, b"x"), [], 65_536, 0)
+@example(frame(0x01, b"he") + frame(0x8A, b"pong") + frame(0x8A, b"") + frame(0x80, b"llo"), [9, 12, 19], 65_536, 0)
+@example(frame(0x8A, b"x" * 126) + frame(0x81, b"x"), [], 65_536, 0)
+@example(frame(0x8A, b"pong", None) + frame(0x81, b"x"), [], 65_536, 0)
+@example(frame(0x88, b"\x03\xe8") + frame(0x8A, b"pong") + frame(0x81, b"x"), [], 65_536, 0)
 @example(frame(0x81, b"close me") + frame(0x81, b"ignored") + frame(0x88, b"\x03\xe8"), [7], 65_536, 0)
 @example(frame(0x81, b"\xc3") + frame(0x81, b"x"), [3], 65_536, 0)
 @example(frame(0x81, b"x" * 125) + frame(0x81, b"x" * 126), [130], 20, 0)
@@ -142,13 +146,18 @@ def test_pieces_do_not_matter(stream: bytes) -> None:
 
 
 def test_the_short_way_is_taken() -> None:
-    """A plain message does not reach wsproto at all."""
+    """A plain message and a pong do not reach wsproto at all, and a ping does not come from it."""
     hub: Any = SimpleNamespace(limits=Limits(), tally=Tally(), bytes_sent=0, forget=lambda connection: None)
     sock: Any = FakeSocket()
     reactor: Any = FakeReactor()
     session = Recorder()
     connection = WebSocketConnection(hub, reactor, sock, "127.0.0.1", session)
     connection.open(b"", b"")
-    connection._ws = None  # type: ignore[assignment]
-    connection._receive(frame(0x81, "grüß dich".encode()))
+    connection._receive(frame(0x81, "grüß dich".encode()) + frame(0x8A, b"pong"))
+    connection.flush()
+    reactor.now += Limits().ping_interval
+    connection.on_deadline(reactor.now)
+    connection.flush()
     assert session.seen == ["grüß dich"]
+    assert sock.sent == b"\x81\x02ok\x89\x00"
+    assert connection._wsproto is None
