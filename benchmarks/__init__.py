@@ -1,1 +1,6 @@
-"""What can be measured: the design's five disasters (``python -m benchmarks.disasters``)."""
+"""What can be measured.
+
+* ``python -m benchmarks.disasters``: the design's five disasters, broken and cured.
+* ``python -m benchmarks.counts``: what is stable, counted, and compared with a stored baseline.
+* ``python -m pytest benchmarks/bench_library.py``: what the library costs, by the clock.
+"""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import broadcasting, expiry, flags, locking, updates
 from benchmarks.picture import draw
-from benchmarks.result import Result
+from benchmarks.result import Result, fill_marks
 
 DISASTERS: dict[str, Callable[[bool], Result]] = {
     "flags": flags.run,
@@ -45,11 +44,8 @@ def fill_page(page: str, results: Sequence[Result]) -> str:
         ValueError: the page lacks a result's marks.
     """
     for result in results:
-        marks = re.compile(rf"(<!-- measured: {result.name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not marks.search(page):
-            raise ValueError(f"the page has no marks for {result.name!r}")
         picture = f"![{result.title}](disasters-{result.name}.png)"
-        page = marks.sub(lambda found: f"{found[1]}\n{result.markdown()}\n{picture}\n\n{found[2]}", page)  # noqa: B023
+        page = fill_marks(page, result.name, f"{result.markdown()}\n{picture}\n")
     return page
 
 

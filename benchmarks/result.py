@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -56,15 +57,28 @@ class Result:
 
     def markdown(self) -> str:
         """The tables and notes, without a heading."""
-        parts = [f"**{table.title}**\n\n{_rows(table)}" for table in self.tables]
+        parts = [f"**{table.title}**\n\n{markdown_rows(table)}" for table in self.tables]
         return "\n\n".join([*parts, *self.notes]) + "\n"
 
 
-def _rows(table: Table) -> str:
+def markdown_rows(table: Table) -> str:
+    """The table in Markdown, without its title."""
     lines = ["| " + " | ".join(table.headers) + " |"]
     lines.append("|---|" + "---:|" * (len(table.headers) - 1))
     lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in table.rows]
     return "\n".join(lines)
+
+
+def fill_marks(page: str, name: str, text: str) -> str:
+    """The page with ``text`` between its two marks, ``<!-- measured: NAME -->`` and ``<!-- end -->``.
+
+    Raises:
+        ValueError: the page lacks the marks.
+    """
+    marks = re.compile(rf"(<!-- measured: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not marks.search(page):
+        raise ValueError(f"the page has no marks for {name!r}")
+    return marks.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", page)
 
 
 def _cell(value: object) -> str:

@@ -8,10 +8,11 @@ changed in place.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -47,30 +48,39 @@ _LEAVE_CODES = {
 _DROP_WINDOW = 100
 
 
+class Owner(Protocol):
+    """The room, as its fanout sees it. Both are called without any lock."""
+
+    def drop_link(self, link: Link) -> bool:
+        """Its connection failed."""
+
+    def on_pressure(self, pressure: Pressure) -> None:
+        """The queue's load or the share of dropped events has passed its watermark."""
+
+
 class Fanout:
     """See the module. One per room.
 
     Args:
-        drop_link: called (no lock held) with a link whose connection failed.
-        watermark: called (no lock held) when the queue's load or the share of dropped events passes its watermark.
+        owner: the room, weakly, so that one that is gone leaves no reference cycle behind.
 
     Thread safety: ``*_locked`` under the room's write lock; :meth:`drain` and what it calls by the broadcaster's
     thread; the rest by any.
     """
 
     __slots__ = (
+        "__weakref__",
         "_config",
         "_drainer",
-        "_drop_link",
         "_links",
         "_lost",
+        "_owner",
         "_passed",
         "_plenty",
         "_runtime",
         "_seen",
         "_subscriptions",
         "_view",
-        "_watermark",
         "broadcaster",
         "queue",
         "room_id",
@@ -82,9 +92,7 @@ class Fanout:
         config: RoomConfig,
         runtime: Runtime,
         broadcaster: BroadcasterFactory,
-        *,
-        drop_link: Callable[[Link], object],
-        watermark: Callable[[Pressure], None],
+        owner: weakref.ref[Owner],
     ) -> None:
         self.room_id = room_id
         self.queue = EventQueue(config.queue_size, config.queue_ceiling)
@@ -92,8 +100,7 @@ class Fanout:
         self._config = config
         self._plenty = int(config.watermark * config.queue_size)  # places that may be taken without a further look
         self._runtime = runtime
-        self._drop_link = drop_link
-        self._watermark = watermark
+        self._owner = owner
         # Guarded by the room's write lock:
         self._links: dict[str, Link] = {}
         # Written under the room's write lock, read without it (each is one immutable object, replaced as a whole):
@@ -176,7 +183,9 @@ class Fanout:
         passed = (pressure.load >= config.watermark, pressure.drop_rate > config.drop_watermark)
         before, self._passed = self._passed, passed
         if (passed[0] and not before[0]) or (passed[1] and not before[1]):
-            self._watermark(pressure)
+            owner = self._owner()
+            if owner is not None:
+                owner.on_pressure(pressure)
 
     # Under the room's write lock.
 
@@ -369,8 +378,10 @@ class Fanout:
         """Its connection raised."""
         log.exception("a connection of room %s failed and is dropped", self.room_id)
         self._runtime.tally.add("connection_errors")
+        owner = self._owner()
         try:
-            self._drop_link(link)
+            if owner is not None:
+                owner.drop_link(link)
         except RoomBusy:
             log.warning("room %s was too busy to drop a failed connection", self.room_id)
         self._close_connection(link, CLOSE["internal_error"], "the connection failed")
@@ -414,7 +425,8 @@ class Fanout:
         """Close every connection with 1012 (come back), after what is queued."""
         for link in self._view:
             self.queue.put_control(CloseLink(link, CLOSE["service_restart"], reason()))
-        self.broadcaster.wake()
+        if self.queue.queue:  # else waking would start a thread for each idle room
+            self.broadcaster.wake()
 
     def stop_threads(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds for the broadcaster and the subscribers; False if one still runs."""

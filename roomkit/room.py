@@ -15,6 +15,7 @@ Nothing slow happens under the lock: no socket, no hook, no log handler, no enco
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ from roomkit.core.state import RoomMachine, check_song_id
 from roomkit.delivery import Connection, Link, Subscription, welcome_messages
 from roomkit.errors import LockUpgradeError, RoomBusy, RoomkitError
 from roomkit.fanout import Fanout
-from roomkit.runtime import Runtime
+from roomkit.runtime import Pressure, Runtime
 
 log = logging.getLogger("roomkit.room")
 
@@ -73,7 +74,18 @@ class Room:
     Thread safety: full.
     """
 
-    __slots__ = ("__weakref__", "_config", "_fanout", "_history", "_lock", "_machine", "_runtime", "_snapshot", "id")
+    __slots__ = (
+        "__weakref__",
+        "_config",
+        "_fanout",
+        "_history",
+        "_lock",
+        "_machine",
+        "_runtime",
+        "_snapshot",
+        "_was_read",
+        "id",
+    )
 
     def __init__(
         self,
@@ -91,14 +103,7 @@ class Room:
         self._runtime = runtime = runtime if runtime is not None else Runtime()
         self._config = config = config if config is not None else RoomConfig()
         self._lock = RWLock()
-        self._fanout = Fanout(
-            self.id,
-            config,
-            runtime,
-            broadcaster,
-            drop_link=self._drop_link,
-            watermark=lambda pressure: runtime.watermark(self, pressure),
-        )
+        self._fanout = Fanout(self.id, config, runtime, broadcaster, weakref.ref(self))
         # Guarded by _lock:
         self._machine = RoomMachine(
             self.id,
@@ -114,6 +119,10 @@ class Room:
         self._history = History(config.history_size)
         # Written under _lock, read without it (immutable, replaced as a whole):
         self._snapshot: RoomState | None = None
+        # Set by readers without it: whether somebody read the snapshot. Then the next change makes the next one, so
+        # that who reads does not wait for writers; a room that nobody looks at makes none. A race only makes one too
+        # many or one too few.
+        self._was_read = False
 
     def __repr__(self) -> str:
         return f"<Room {self.id} {self._machine.status!s} players={len(self._machine.seats)}>"
@@ -123,7 +132,8 @@ class Room:
     def get_state(self) -> RoomState:
         """The room at one moment between two changes, immutable.
 
-        Built at most once per change, so reading again costs next to nothing and never waits, not even for a writer.
+        Built at most once per change, and by the change itself when the one before was read: reading again costs next
+        to nothing and never waits, not even for a writer.
 
         Raises:
             RoomBusy: a writer held the lock for ``busy_timeout`` seconds while the snapshot had to be built.
@@ -132,6 +142,7 @@ class Room:
         if state is None:
             with self._lock.read(self._config.busy_timeout):
                 state = self._snapshot = self._machine.snapshot()
+        self._was_read = True
         return state
 
     def get_players(self) -> tuple[Player, ...]:
@@ -452,9 +463,10 @@ class Room:
             link = self._fanout.find_locked(player_id)
         if link is None or (connection is not None and link.connection is not connection):
             return False
-        return self._drop_link(link)
+        return self.drop_link(link)
 
-    def _drop_link(self, link: Link) -> bool:
+    def drop_link(self, link: Link) -> bool:
+        """For the fanout: a link's connection is lost; whether the seat was dropped by this call. Raises RoomBusy."""
         dropped: list[bool] = []
         fanout = self._fanout
 
@@ -534,7 +546,9 @@ class Room:
                 if unless_changed is None or unless_changed():
                     events = machine.apply(command, runtime.clock(), runtime.wall_clock())
                     if events:
-                        self._snapshot = None  # first: whoever gets an event must not read an older state
+                        # First: whoever gets an event must not read an older state.
+                        self._snapshot = machine.snapshot() if self._was_read else None
+                        self._was_read = False
                         for event in events:
                             self._history.append(event)
                         key = (
@@ -560,6 +574,10 @@ class Room:
     def drain(self) -> None:
         """Deliver everything that is queued: for the broadcaster's thread and no other. Never blocks."""
         self._fanout.drain()
+
+    def on_pressure(self, pressure: Pressure) -> None:
+        """For the fanout: the queue has passed a watermark."""
+        self._runtime.watermark(self, pressure)
 
     # For the manager.
 

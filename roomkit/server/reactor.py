@@ -27,6 +27,7 @@ from collections.abc import Callable, Hashable
 from math import inf
 from time import monotonic, sleep
 from typing import Protocol
+from weakref import WeakMethod
 
 from roomkit.core.expiry import DeadlineHeap
 
@@ -37,7 +38,7 @@ WRITE = 4
 _MAX_WAIT = 60.0
 #: Sockets handled in one turn. Under overload every socket is always ready; a turn without a bound would grow with what
 #: arrives during the last one, and nothing would be delivered in the meantime.
-_MAX_READY = 128
+_MAX_READY = 32
 #: A thread that was woken within so many seconds of falling asleep, with few sockets ready, is busy: before it looks
 #: again it lets more of them become ready for _GATHER seconds. At 8,000 messages a second to rooms of four that is a
 #: third less CPU, most of it the price of falling asleep and of being woken. Who is woken less often looks at once.
@@ -322,22 +323,25 @@ class _Later:
 
 
 class LoopBroadcaster:
-    """A room's broadcaster on an I/O thread: drains at the end of the turn in which the room was touched."""
+    """A room's broadcaster on an I/O thread: drains at the end of the turn in which the room was touched.
 
-    __slots__ = ("_drain", "_pending", "_reactor", "room_id")
+    It holds ``drain``, a method, weakly while there is nothing to do, and so leaves no reference cycle behind.
+    """
+
+    __slots__ = ("_drain", "_due", "_reactor", "room_id")
 
     def __init__(self, reactor: Reactor, room_id: str, drain: Callable[[], None]) -> None:
         self.room_id = room_id
         self._reactor = reactor
-        self._drain = drain
+        self._drain = WeakMethod(drain)
         # Set before it is queued, cleared before the drain: whoever sees it set has its event drained later.
-        self._pending = False
+        self._due: Callable[[], None] | None = None
 
     def wake(self) -> None:
         """See Broadcaster."""
-        if self._pending:
+        if self._due is not None:
             return
-        self._pending = True
+        self._due = self._drain()
         reactor = self._reactor
         if reactor._ident == threading.get_ident():
             reactor._touched.append(self)
@@ -349,8 +353,9 @@ class LoopBroadcaster:
 
     def run(self) -> None:
         """Drain; the reactor's thread."""
-        self._pending = False
-        self._drain()
+        drain, self._due = self._due, None
+        if drain is not None:
+            drain()
 
     def is_current(self) -> bool:
         """See Broadcaster."""
@@ -364,7 +369,7 @@ class LoopBroadcaster:
 
     def stop(self, timeout: float) -> bool:
         """See Broadcaster: what is queued is delivered by the end of the turn that this waits for."""
-        if not self._pending or self._reactor.is_current():
+        if self._due is None or self._reactor.is_current():
             return True
         return self._reactor.run_and_wait(lambda: None, timeout)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Sequence
+from math import ceil, inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wsproto.connection import Connection as WsConnection
@@ -459,18 +460,21 @@ class WebSocketConnection(SocketHandler):
 
     def _schedule(self) -> None:
         limits = self.hub.limits
-        deadlines = []
+        deadline = inf
         if self._close_sent:
-            deadlines.append(self._close_at)
+            deadline = self._close_at
         else:
             if limits.pong_timeout:
-                deadlines.append(self.heard_at + limits.pong_timeout)
+                deadline = self.heard_at + limits.pong_timeout
             if limits.ping_interval:
-                deadlines.append(max(self.heard_at, self._pinged_at) + limits.ping_interval)
+                # A little late, to the next of the moments at which everybody is pinged: one turn for many.
+                step = min(1.0, limits.ping_interval / 20)
+                due = max(self.heard_at, self._pinged_at) + limits.ping_interval
+                deadline = min(deadline, ceil(due / step) * step)
         if self._stalled_at and limits.write_timeout:
-            deadlines.append(self._stalled_at + limits.write_timeout)
-        if deadlines:
-            self.reactor.set_deadline(self, min(deadlines))
+            deadline = min(deadline, self._stalled_at + limits.write_timeout)
+        if deadline < inf:
+            self.reactor.set_deadline(self, deadline)
 
     def on_deadline(self, now: float) -> None:
         """See reactor.Handler."""

@@ -28,7 +28,9 @@ def test_what_survived_is_set_aside_and_looked_at_again_in_time() -> None:
     with ShortCollections(60, clock):
         node = Node()
         gone = weakref.ref(node)
-        gc.collect()
+        gc.collect(0)
+        assert any(known is node for known in gc.get_objects())
+        gc.collect(1)
         assert not any(known is node for known in gc.get_objects())
         del node
         gc.collect()
@@ -50,6 +52,25 @@ def test_what_survived_is_set_aside_and_looked_at_again_in_time() -> None:
     gc.collect()
     assert gone() is None
     assert not gc.get_freeze_count(), "and nothing goes on"
+
+
+def test_a_room_leaves_no_cycle_behind(server: Server, bench: Bench) -> None:
+    """Played in, closed and taken away, a room is freed at once, without any collection."""
+    room = server.rooms.create_room("short")
+    gone = [weakref.ref(room), weakref.ref(room._fanout)]
+    amy = bench.join(server, "short", "amy")
+    bob = bench.join(server, "short", "bob")
+    amy.do("select_song", {"song_id": "one"})
+    gc.collect()
+    gc.disable()
+    try:
+        room.close()
+        assert amy.wait_closed() == bob.wait_closed() == 4510
+        server.rooms.remove_room("short")
+        del room
+        eventually(lambda: all(part() is None for part in gone))
+    finally:
+        gc.enable()
 
 
 def test_a_connection_leaves_no_cycle_behind(server: Server, bench: Bench) -> None:
