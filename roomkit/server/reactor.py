@@ -24,9 +24,9 @@ import threading
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable
-from math import inf
+from math import ceil, inf
 from time import monotonic, sleep
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakMethod
 
 from roomkit.core.expiry import DeadlineHeap
@@ -66,6 +66,16 @@ class Handler(Hashable, Protocol):
         """Something went wrong with this one: close it at once."""
 
 
+class Visited(Hashable, Protocol):
+    """Something that is visited in rounds, by the reactor's thread."""
+
+    def on_visit(self, now: float) -> None:
+        """A moment set with :meth:`Reactor.visit` has come."""
+
+    def abort(self) -> None:
+        """Something went wrong with this one: close it at once."""
+
+
 class Reactor:
     """One I/O thread.
 
@@ -86,6 +96,9 @@ class Reactor:
         self._wake_fd = -1
         self._handlers: dict[int, Handler] = {}
         self._deadlines: DeadlineHeap[Handler] = DeadlineHeap()
+        # Rounds: who is to be visited at a moment that many share, by that moment, and the moment by who.
+        self._rounds: dict[float, _Round] = {}
+        self._round_of: dict[Hashable, float] = {}
         self._next_deadline = inf  # no deadline is earlier; there may be none then any more
         self._gather = False  # before the next look
         self._dirty: list[Handler] = []
@@ -170,6 +183,7 @@ class Reactor:
         if self._handlers.pop(fd, None) is not None:
             self._poller.unregister(fd)
         self._deadlines.discard(handler)
+        self._leave_round(handler)
 
     def set_deadline(self, handler: Handler, deadline: float) -> None:
         """Call ``handler.on_deadline`` then, or at an earlier one that it has."""
@@ -182,6 +196,38 @@ class Reactor:
     def call_later(self, delay: float, function: Callable[[], None]) -> None:
         """Run ``function`` after ``delay`` seconds, unless the thread has ended by then."""
         self.set_deadline(_Later(function), self.now + delay)
+
+    def visit(self, handler: Visited, at: float, step: float) -> None:
+        """Call ``handler.on_visit`` at the first multiple of ``step`` seconds not before ``at``; instead of one before.
+
+        For what thousands wait for at about the same time: a deadline of its own for each costs several times as much.
+        """
+        self._leave_round(handler)
+        moment = ceil(at / step) * step
+        self._round_of[handler] = moment
+        going = self._rounds.get(moment)
+        if going is None:
+            going = self._rounds[moment] = _Round(lambda: self._go_round(moment))
+            self.set_deadline(going, moment)
+        going.visited[handler] = None
+
+    def _leave_round(self, handler: Visited | Handler) -> None:
+        moment = self._round_of.pop(handler, None)
+        going = None if moment is None else self._rounds.get(moment)
+        if moment is not None and going is not None:
+            del going.visited[handler]
+            if not going.visited:
+                del self._rounds[moment]
+                self._deadlines.discard(going)
+
+    def _go_round(self, moment: float) -> None:
+        for handler in self._rounds.pop(moment).visited:
+            if self._round_of.get(handler) == moment:  # not unregistered by a visit before
+                del self._round_of[handler]
+                try:
+                    handler.on_visit(self.now)
+                except Exception:
+                    self._failed(handler)
 
     def clear_deadline(self, handler: Handler) -> None:
         """Forget a handler's deadline."""
@@ -281,7 +327,7 @@ class Reactor:
             except Exception:
                 self._failed(handler)
 
-    def _failed(self, handler: Handler) -> None:
+    def _failed(self, handler: Handler | Visited) -> None:
         log.exception("a connection failed and is closed")
         try:
             handler.abort()
@@ -320,6 +366,16 @@ class _Later:
 
     def abort(self) -> None:
         """See Handler."""
+
+
+class _Round(_Later):
+    """A moment at which many are visited, in the order in which they asked."""
+
+    __slots__ = ("visited",)
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        super().__init__(function)
+        self.visited: dict[Any, None] = {}
 
 
 class LoopBroadcaster:

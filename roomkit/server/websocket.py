@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Sequence
-from math import ceil, inf
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from wsproto.connection import Connection as WsConnection
@@ -175,7 +175,7 @@ class WebSocketConnection(SocketHandler):
 
     def open(self, first: bytes, received: bytes) -> None:
         """Begin: ``first`` is the handshake's answer, ``received`` what came behind the request."""
-        self._schedule()
+        self._expect_life()
         self.write(first)
         self._frame_left = len(first)
         self._stalled_at = self.reactor.now  # as if begun before: until the first frame is on its way, see _on_partial
@@ -460,21 +460,38 @@ class WebSocketConnection(SocketHandler):
 
     def _schedule(self) -> None:
         limits = self.hub.limits
-        deadline = inf
-        if self._close_sent:
-            deadline = self._close_at
-        else:
-            if limits.pong_timeout:
-                deadline = self.heard_at + limits.pong_timeout
-            if limits.ping_interval:
-                # A little late, to the next of the moments at which everybody is pinged: one turn for many.
-                step = min(1.0, limits.ping_interval / 20)
-                due = max(self.heard_at, self._pinged_at) + limits.ping_interval
-                deadline = min(deadline, ceil(due / step) * step)
+        deadline = self._close_at if self._close_sent else inf
         if self._stalled_at and limits.write_timeout:
             deadline = min(deadline, self._stalled_at + limits.write_timeout)
         if deadline < inf:
             self.reactor.set_deadline(self, deadline)
+
+    def _expect_life(self) -> None:
+        """Be visited when a ping is due, or silence has lasted too long: a little late, together with many others."""
+        limits = self.hub.limits
+        due = inf
+        if limits.pong_timeout:
+            due = self.heard_at + limits.pong_timeout
+        if limits.ping_interval:
+            due = min(due, max(self.heard_at, self._pinged_at) + limits.ping_interval)
+        if due < inf:
+            self.reactor.visit(self, due, min(1.0, (limits.ping_interval or limits.pong_timeout) / 20))
+
+    def on_visit(self, now: float) -> None:
+        """See reactor.Visited: the heartbeat."""
+        limits = self.hub.limits
+        if self._close_sent:
+            return
+        if limits.pong_timeout and now >= self.heard_at + limits.pong_timeout:
+            # What we sent ourselves is no sign of the client's life; neither is what the kernel took.
+            self.hub.tally.add("heartbeats_lost")
+            self.close(CLOSE["heartbeat_lost"], f"nothing was heard for {limits.pong_timeout:g} s")
+            return
+        if limits.ping_interval and now >= max(self.heard_at, self._pinged_at) + limits.ping_interval:
+            self._pinged_at = now
+            if self._close_code is None:
+                self.write(_PING_FRAME)
+        self._expect_life()
 
     def on_deadline(self, now: float) -> None:
         """See reactor.Handler."""
@@ -486,14 +503,6 @@ class WebSocketConnection(SocketHandler):
         elif self.write_stalled(now):
             self._too_slow(f"a write stalled for {limits.write_timeout:g} s")
             self.mark_dirty()
-        elif limits.pong_timeout and now >= self.heard_at + limits.pong_timeout:
-            # What we sent ourselves is no sign of the client's life; neither is what the kernel took.
-            self.hub.tally.add("heartbeats_lost")
-            self.close(CLOSE["heartbeat_lost"], f"nothing was heard for {limits.pong_timeout:g} s")
-        elif limits.ping_interval and now >= max(self.heard_at, self._pinged_at) + limits.ping_interval:
-            self._pinged_at = now
-            if self._close_code is None:
-                self.write(_PING_FRAME)
         self._schedule()
 
     def on_lost(self) -> None:

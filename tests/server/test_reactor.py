@@ -236,3 +236,51 @@ def test_it_sleeps_past_nothing_that_is_due(monkeypatch: pytest.MonkeyPatch) -> 
     script.reactor.call_later(0.2, lambda: None)
     assert script.slept_in_turn(0.0001, 1) == [0.0005]
     assert script.waits[-1] < 0.2
+
+
+class Visitor:
+    """Notes when it was visited; may do something then."""
+
+    def __init__(self, does: Callable[[], Any] = lambda: None) -> None:
+        self.at: list[float] = []
+        self.aborted = False
+        self._does = does
+
+    def on_visit(self, now: float) -> None:
+        self.at.append(now)
+        self._does()
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_visits_are_paid_together(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """At the first multiple of the step and once; who moved, left, or was made to leave by another is not visited, and
+    one that raises is aborted alone.
+    """
+    script = Script(monkeypatch)
+    reactor = script.reactor
+    early, late, moved, left, broken, last = (Visitor() for _ in range(6))
+    taken: Any = Visitor()
+    killer = Visitor(lambda: reactor.unregister(-1, taken))
+    broken._does = lambda: 1 / 0  # type: ignore[assignment,return-value]
+    for visitor, at in ((early, 100.2), (late, 101.5), (moved, 100.3), (left, 100.4), (killer, 100.5), (taken, 100.6)):
+        reactor.visit(visitor, at, 1.0)
+    reactor.visit(moved, 101.2, 1.0)
+    reactor.visit(broken, 100.9, 1.0)
+    reactor.visit(last, 101.0, 1.0)
+    reactor.unregister(-1, left)  # type: ignore[arg-type]
+    script.slept_in_turn(0.99, 0)
+    assert not early.at
+    script.slept_in_turn(10.0, 0)  # nothing comes: the wait ends at the deadline
+    assert script.now == 101.0
+    assert [len(visitor.at) for visitor in (early, killer, broken, last)] == [1, 1, 1, 1]
+    assert late.at == moved.at == left.at == taken.at == []
+    assert broken.aborted
+    assert "ZeroDivisionError" in caplog.text
+    script.slept_in_turn(10.0, 0)
+    assert script.now == 102.0
+    assert late.at == moved.at == [102.0]
+    reactor.visit(early, 500.0, 1.0)
+    reactor.unregister(-1, early)  # type: ignore[arg-type]
+    assert (len(reactor._rounds), len(reactor._round_of), len(reactor._deadlines)) == (0, 0, 0), "nothing is left"

@@ -46,6 +46,9 @@ class FakeReactor:
     def set_deadline(self, handler: Any, deadline: float) -> None:
         pass
 
+    def visit(self, handler: Any, at: float, step: float) -> None:
+        pass
+
     def unregister(self, fd: int, handler: Any) -> None:
         pass
 
@@ -156,7 +159,7 @@ def test_the_short_way_is_taken() -> None:
     connection._receive(frame(0x81, "grüß dich".encode()) + frame(0x8A, b"pong"))
     connection.flush()
     reactor.now += Limits().ping_interval
-    connection.on_deadline(reactor.now)
+    connection.on_visit(reactor.now)
     connection.flush()
     assert session.seen == ["grüß dich"]
     assert sock.sent == b"\x81\x02ok\x89\x00"
