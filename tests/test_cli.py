@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import http.client
 import os
-import queue
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from support.program import Running, roomkit, sentence
 
 from roomkit._version import __version__
 from roomkit.cli import main
@@ -33,63 +31,20 @@ LONG = 600  # seconds
 SECRET = "correct-horse-battery"
 
 
-def environment(**more: str) -> dict[str, str]:
-    """This process's environment without what would change roomkit's behaviour or how Python buffers."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("ROOMKIT_") and k != "PYTHONUNBUFFERED"}
-    return {**kept, "PYTHONPATH": str(ROOT), **more}
-
-
-def roomkit(*words: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m roomkit`` to its end."""
-    command = [sys.executable, "-m", "roomkit", *words]
-    more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
-    return subprocess.run(
-        command, env=environment(**(env or {})), encoding="utf-8", timeout=DEADLINE, check=False, **more
-    )
-
-
-def sentence(done: subprocess.CompletedProcess[str], status: int) -> str:
-    """What a run that failed said: exactly one line, on standard error."""
-    assert done.returncode == status, done
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.endswith("\n")
-    return done.stderr[:-1]
-
-
-class Serving:
-    """A ``roomkit serve`` that runs, and a thread for each of its pipes, so that no wait here is without a deadline."""
+class Serving(Running):
+    """A ``roomkit serve`` that runs."""
 
     def __init__(self, *flags: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "roomkit", "serve", "--port", "0", *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            env=environment(),
-        )
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.out: queue.Queue[str] = queue.Queue()
-        self.err: queue.Queue[str] = queue.Queue()
-        pipes = [(self.process.stdout, self.out), (self.process.stderr, self.err)]
-        self._readers = [threading.Thread(target=self._read, args=pipe, daemon=True) for pipe in pipes]
-        for reader in self._readers:
-            reader.start()
-
-    @staticmethod
-    def _read(pipe: IO[str], lines: queue.Queue[str]) -> None:
-        for line in pipe:
-            lines.put(line)
+        super().__init__("serve", "--port", "0", *flags)
 
     def wait_address(self) -> tuple[str, int]:
         """What it listens on, from its first line."""
         first = self.out.get(timeout=DEADLINE)
         found = re.fullmatch(
-            rf"roomkit {re.escape(__version__)} listens on (http://\S+)  \(open it in a browser\)\n", first
+            rf"roomkit {re.escape(__version__)} listens on (http://\S+)  \(open it in a browser\)", first
         )
         assert found, first
-        assert self.out.get(timeout=DEADLINE) == "stop it with Ctrl-C\n"
+        assert self.out.get(timeout=DEADLINE) == "stop it with Ctrl-C"
         url = urlsplit(found[1])
         assert url.hostname
         assert url.port
@@ -97,19 +52,7 @@ class Serving:
 
     def wait_end(self) -> tuple[int, list[str]]:
         """The exit status, and what is left on standard error."""
-        status = self.process.wait(DEADLINE)
-        for reader in self._readers:
-            reader.join(DEADLINE)
-        return status, list(self.err.queue)
-
-    def close(self) -> None:
-        """Leave nothing behind, whatever the test did."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.wait_end()
-        for pipe in (self.process.stdout, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
+        return self.end(), list(self.err.queue)
 
 
 @pytest.fixture

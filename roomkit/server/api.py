@@ -144,7 +144,7 @@ class Api:
         self._application = application
         self._files = load_files(demo=server.settings.demo and application is None)
         self._dashboard = Dashboard(server)
-        self._dashboard_files = _load_files("web/dashboard", "/dashboard") if server.settings.dashboard else {}
+        self._dashboard_files = _load_page("web/dashboard", "/dashboard") if server.settings.dashboard else {}
         rules = [
             Rule("/api/rooms", methods=["GET"], endpoint=self._list_rooms),
             Rule("/api/rooms", methods=["POST"], endpoint=self._create_room),
@@ -378,9 +378,14 @@ def load_files(demo: bool) -> Files:
     """The JavaScript client and the demo: a fixed list, read once."""
     found = _load_files("client", "/client")
     if demo:
-        found |= _load_files("web", "/demo")
+        found |= _load_page("web", "/demo")
         found["/"] = found.pop("/demo")
     return found
+
+
+def _load_page(package_dir: str, url: str) -> Files:
+    """A page's files, and beside them what the pages share."""
+    return _load_files(package_dir, url) | _load_files("web/shared", url)
 
 
 def _load_files(package_dir: str, url: str) -> Files:

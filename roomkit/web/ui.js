@@ -1,29 +1,16 @@
 // Small tools for the page. Text always goes in through textContent, and styles through the CSSOM (the page runs
 // under a policy that allows neither inline scripts nor inline style attributes).
 
+import { h } from './dom.js';
+
+export { h, ref, setText } from './dom.js';
+
 const SVG = 'http://www.w3.org/2000/svg';
 
 /** The colours of the seats; the first four are the lanes' too. */
 export const SEAT_COLORS = ['#ff4f6d', '#ffb627', '#27e0a3', '#4aa8ff', '#c58bff', '#ff8a3d', '#b9f24a', '#ff7ad9'];
 
 export const reducedMotion = window.matchMedia('(prefers-reduced-motion: reduce)');
-
-/** The element marked data-ref="name" under root. */
-export const ref = (root, name) => root.querySelector(`[data-ref="${name}"]`);
-
-/** h('button', {class: 'x', testid: 'y', onclick: fn, disabled: true}, 'text', child) */
-export function h(tag, props = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(props)) {
-    if (value === null || value === undefined || value === false) continue;
-    if (key.startsWith('on')) node.addEventListener(key.slice(2), value);
-    else if (key === 'testid') node.dataset.testid = value;
-    else if (key === 'ref') node.dataset.ref = value;
-    else node.setAttribute(key, value === true ? '' : value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
 
 /** An icon of the sprite in index.html. */
 export function icon(name) {
@@ -39,12 +26,6 @@ export function icon(name) {
 /** A fresh copy of <template id="view-NAME">. */
 export function view(name) {
   return document.getElementById(`view-${name}`).content.firstElementChild.cloneNode(true);
-}
-
-/** Writes only what differs, so that a live region is not read again for nothing. */
-export function setText(node, text) {
-  const value = String(text);
-  if (node.textContent !== value) node.textContent = value;
 }
 
 let toastTimer = 0;

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import strategies as st
 from support.fakes import PATIENCE
-from support.pages import Visitors, browser, example
+from support.pages import Visitors, example
 from support.serve import ServeProcess
 from support.ws import WsClient
 
@@ -219,8 +219,8 @@ TestTable = lifecycle_machine(
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[ServeProcess]:
-    """Lots of three seconds, of which the last two are the warning."""
-    with example("auction/server.py", "--seconds", "3", "--extension", "2", "--pause", "0.5") as process:
+    """Lots of six seconds, of which the last three are the warning."""
+    with example("auction/server.py", "--seconds", "6", "--extension", "3", "--pause", "2") as process:
         yield process
 
 
@@ -298,18 +298,13 @@ def test_eight_bidders_at_the_end_agree_on_everything(house: ServeProcess) -> No
     assert price > 1060 - 2 * 50, "who could pay most was never without the time to answer"
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    yield from browser()
-
-
 @pytest.mark.browser
 def test_two_pages_and_one_lamp(chromium: Any) -> None:
     """A page bids, the other sees it at once and bids more; the end moves for both; both name the same winner, and both
     are led to the next lot. A name with markup stays text.
     """
     with (
-        example("auction/server.py", "--seconds", "4", "--extension", "2", "--pause", "1.5") as house,
+        example("auction/server.py", "--seconds", "10", "--extension", "4", "--pause", "4") as house,
         Visitors(chromium) as visitors,
     ):
         amy = visitors(house.url, "Amy <b>")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from support.pages import NETWORK_LOST, Visitor, Visitors, browser, example
+from support.pages import NETWORK_LOST, Visitor, Visitors, example
 from support.proxy import Proxy
 from support.serve import ServeProcess
 from support.ws import WsClient
@@ -21,17 +20,6 @@ MARKUP = "<img src=x onerror='window.hacked = 1'>"
 def chat() -> Iterator[ServeProcess]:
     with example("chat/server.py") as process:
         yield process
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    yield from browser()
-
-
-@pytest.fixture
-def visitors(chromium: Any) -> Iterator[Visitors]:
-    with Visitors(chromium) as made:
-        yield made
 
 
 def say(visitor: Visitor, text: str) -> None:

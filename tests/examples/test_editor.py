@@ -21,7 +21,7 @@ if not os.environ.get("ROOMKIT_TEST_NO_SKIP"):
 import pycrdt
 from support.fakes import PATIENCE
 from support.needs import absent, need_program
-from support.pages import NETWORK_LOST, Visitor, Visitors, browser, example
+from support.pages import NETWORK_LOST, Visitor, Visitors, example
 from support.proxy import Proxy
 from support.serve import ServeProcess
 from support.ws import WsClient
@@ -140,17 +140,6 @@ def yjs() -> None:
 def server(yjs: None) -> Iterator[ServeProcess]:
     with example("editor/server.py") as process:
         yield process
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    yield from browser()
-
-
-@pytest.fixture
-def visitors(chromium: Any) -> Iterator[Visitors]:
-    with Visitors(chromium) as made:
-        yield made
 
 
 def post(url: str, body: object) -> dict[str, str]:

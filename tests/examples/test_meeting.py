@@ -40,12 +40,6 @@ def chromium() -> Iterator[Any]:
     )
 
 
-@pytest.fixture
-def visitors(chromium: Any) -> Iterator[Visitors]:
-    with Visitors(chromium) as made:
-        yield made
-
-
 def come_in(visitor: Visitor, room: str, script: str = "") -> None:
     visitor.context.add_init_script(KEEP + script)
     visitor.come_in(f"/?room={room}")

@@ -30,6 +30,9 @@ FLAGS = [
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 375, "height": 812}
 
+#: What a browser may tell a page at any time, also one that is not ready yet.
+EARLY = ["resize", "scroll", "visibilitychange", "selectionchange", "focus", "blur", "online", "offline"]
+
 #: What a browser says on the console of a network that is gone.
 NETWORK_LOST = "net::ERR_|WebSocket connection to|Failed to fetch"
 
@@ -100,9 +103,13 @@ class Visitor:
             self.troubles.append(f"request to {url}")
 
     def come_in(self, path: str = "/") -> None:
-        """Open the page, say the name, and be connected."""
+        """Open the page, say the name, and be connected. What a browser tells meanwhile does no harm."""
         self.page.goto(self.origin + path)
         self.page.get_by_label("Your name").fill(self.name)
+        self.page.evaluate(
+            "(types) => types.forEach((type) => [window, document].forEach((n) => n.dispatchEvent(new Event(type))))",
+            EARLY,
+        )
         self.page.get_by_role("button", name="Come in").click()
         self.wait_until_live()
 

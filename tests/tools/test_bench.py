@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from support.bench import Bench
 from support.fakes import eventually
 from support.needs import need_package
-from test_commands import Running, environment, roomkit, sentence
+from support.program import Running, environment, roomkit, sentence
 
 from roomkit.server import Server
 from roomkit.tools.bench.engine import Engine

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from support.bench import Bench
 from support.fakes import PATIENCE
+from support.program import Running, roomkit, sentence
 from support.serve import ServeProcess
 
 from roomkit.server import Server
@@ -25,82 +22,6 @@ from roomkit.tools.rooms import table
 ROOT = Path(__file__).parents[2]
 #: What a terminal would obey, and what would turn a line around.
 EVIL = "\x1b[2J\x9b31m\u202e\r\n\x07"
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's, without what is roomkit's."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ROOMKIT_")}
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "COLUMNS": "120", **more}
-
-
-def roomkit(*words: str, env: dict[str, str] | None = None, **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
-    return subprocess.run(
-        [sys.executable, "-m", "roomkit", *words],
-        env=environment(**(env or {})),
-        encoding="utf-8",
-        timeout=60,
-        check=False,
-        **more,
-    )
-
-
-def sentence(done: subprocess.CompletedProcess[str], status: int) -> str:
-    """What a run that failed said: one line on standard error."""
-    assert (done.returncode, done.stdout) == (status, ""), done
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr.rstrip("\n")
-
-
-class Running:
-    """A command that runs, with a thread for each of its pipes, so that no wait is without a bound."""
-
-    def __init__(self, *words: str, env: dict[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "roomkit", *words],
-            env=environment(**(env or {})),
-            encoding="utf-8",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.out: queue.Queue[str] = queue.Queue()
-        self.err: queue.Queue[str] = queue.Queue()
-        pipes = [(self.process.stdout, self.out), (self.process.stderr, self.err)]
-        self._readers = [threading.Thread(target=self._read, args=pipe, daemon=True) for pipe in pipes]
-        for reader in self._readers:
-            reader.start()
-
-    @staticmethod
-    def _read(pipe: IO[str], lines: queue.Queue[str]) -> None:
-        for line in pipe:
-            lines.put(line.rstrip("\n"))
-        pipe.close()
-
-    def until(self, pattern: str, lines: queue.Queue[str] | None = None) -> list[str]:
-        """The next lines, up to one that has this in it."""
-        seen: list[str] = []
-        while not (seen and re.search(pattern, seen[-1])):
-            try:
-                seen.append((self.out if lines is None else lines).get(timeout=PATIENCE))
-            except queue.Empty:
-                pytest.fail(f"{pattern} never came; there was {seen}, and {list(self.err.queue)}")
-        return seen
-
-    def end(self) -> int:
-        """Its exit status; every line has been read then."""
-        status = self.process.wait(PATIENCE)
-        for reader in self._readers:
-            reader.join(PATIENCE)
-        return status
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.end()
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ let unread = 0;
 
 document.title = byId('room').textContent = `#${roomId}`;
 
+const client = await clientFor(roomId); // first of all: whatever the browser tells below finds it
+
 // Showing.
 
 const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 60;
@@ -149,7 +151,6 @@ document.addEventListener('visibilitychange', markRead);
 
 // The room.
 
-const client = await clientFor(roomId);
 let loading = Promise.resolve();
 client.on('event', (event) => loading.then(() => tell(event)));
 client.on('welcome', ({ recovered, state }) => {

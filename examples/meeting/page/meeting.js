@@ -11,6 +11,9 @@ let stream = null;
 
 document.title = byId('title').textContent = roomId;
 
+const client = await clientFor(roomId); // first of all: whatever the browser tells below finds it
+const iceServers = await (await fetch('/ice')).json();
+
 // Tiles.
 
 function tileOf(player) {
@@ -130,12 +133,10 @@ byId('link').addEventListener('click', async () => {
   await navigator.clipboard.writeText(address).catch(() => prompt('The link to this meeting:', address));
 });
 byId('leave').addEventListener('click', () => client.leave().catch(() => {}));
-addEventListener('resize', () => client?.state && show(client.state));
+addEventListener('resize', () => client.state && show(client.state));
 
 // The room.
 
-const client = await clientFor(roomId);
-const iceServers = await (await fetch('/ice')).json();
 stream = await openCamera();
 for (const track of stream?.getTracks() ?? []) {
   const name = track.kind === 'audio' ? 'mic' : 'camera';

@@ -1,29 +1,10 @@
 // Small tools for the page. What comes from players goes in through textContent and attributes only, never as markup.
 
-/** The element marked data-ref="name" under root. */
-export const ref = (root, name) => root.querySelector(`[data-ref="${name}"]`);
+import { h, setText } from './dom.js';
+
+export { h, ref, setText } from './dom.js';
 
 export const byId = (id) => document.getElementById(id);
-
-/** h('button', {class: 'x', testid: 'y', onclick: fn, disabled: true}, 'text', child) */
-export function h(tag, props = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [key, value] of Object.entries(props)) {
-    if (value === null || value === undefined || value === false) continue;
-    if (key.startsWith('on')) node.addEventListener(key.slice(2), value);
-    else if (key === 'testid') node.dataset.testid = value;
-    else if (key === 'ref') node.dataset.ref = value;
-    else node.setAttribute(key, value === true ? '' : value);
-  }
-  node.append(...children.filter((child) => child !== null && child !== undefined));
-  return node;
-}
-
-/** Writes only what differs: a selection stays, and a live region is not read again for nothing. */
-export function setText(node, text) {
-  const value = String(text);
-  if (node.textContent !== value) node.textContent = value;
-}
 
 /** Makes the children of `parent` these, touching only what differs, so that the focus and the hover stay. */
 export function setChildren(parent, nodes) {
