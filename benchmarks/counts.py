@@ -89,7 +89,11 @@ def measure() -> dict[str, dict[str, dict[str, float]]]:
             [sys.executable, "-m", "benchmarks.counted"],
             cwd=ROOT,
             env={
-                **{name: value for name, value in os.environ.items() if not name.startswith(("ROOMKIT_", "PYTHON"))},
+                **{
+                    name: value
+                    for name, value in os.environ.items()
+                    if not name.startswith(("ROOMKIT_", "PYTHON", "COVERAGE_"))
+                },
                 "PYTHONHASHSEED": "0",
             },
             stdin=subprocess.DEVNULL,

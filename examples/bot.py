@@ -38,7 +38,7 @@ class Bot(RoomClient):
     def on_message(self, data: dict[str, object], event: Event) -> None:
         """Somebody said something, the bot itself included."""
         said = data["data"]
-        answer = answer_to(said.get("text") if isinstance(said, dict) else None, random.Random())
+        answer = answer_to(said.get("text") if isinstance(said, dict) else None, random.Random())  # dice  # nosec B311
         if answer is not None and data["player_id"] != self.player_id:
             try:
                 self.send_message({"text": answer})

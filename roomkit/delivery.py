@@ -201,7 +201,7 @@ class Subscription:
                 return
             try:
                 self._callback(event)
-            except Exception:
+            except BaseException:  # SystemExit too: it would take the events behind this one with it
                 self.errors += 1
                 self._on_error()
                 log.exception("a subscriber of %s failed on %s and goes on", self._worker.name, event.type)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import monotonic
@@ -17,10 +18,9 @@ from typing import Any, Protocol
 import msgspec
 
 from roomkit.broadcaster import Broadcaster, BroadcasterFactory, ThreadBroadcaster
-from roomkit.concurrency.eventqueue import Entry, EventQueue, Gap
+from roomkit.concurrency.eventqueue import Entry, EventQueue, Gap, join_gaps
 from roomkit.core.config import RoomConfig
 from roomkit.core.events import CRITICAL_TYPES, Event, encode_json, rfc3339
-from roomkit.core.history import History
 from roomkit.delivery import (
     Batch,
     CloseAll,
@@ -72,6 +72,7 @@ class Fanout:
         "__weakref__",
         "_config",
         "_drainer",
+        "_leaving",
         "_links",
         "_lost",
         "_owner",
@@ -80,10 +81,12 @@ class Fanout:
         "_runtime",
         "_seen",
         "_subscriptions",
+        "_untold",
         "_view",
         "broadcaster",
         "queue",
         "room_id",
+        "stopped",
     )
 
     def __init__(
@@ -103,11 +106,17 @@ class Fanout:
         self._owner = owner
         # Guarded by the room's write lock:
         self._links: dict[str, Link] = {}
+        self.stopped = False  # its threads were told to end for good
         # Written under the room's write lock, read without it (each is one immutable object, replaced as a whole):
         self._view: tuple[Link, ...] = ()
         self._subscriptions: tuple[Subscription, ...] = ()
+        # Links whose player has left, until they are closed: added under the room's write lock, read and taken out by
+        # the broadcaster's thread, each in one step.
+        self._leaving: dict[Link, None] = {}
         # The id of the thread that is in drain(); only ever compared by a thread with its own id.
         self._drainer: int | None = None
+        # What could not be delivered, to be told before what comes next; only the broadcaster's thread touches it.
+        self._untold: Gap | None = None
         # For the watermark hook; a race only moves the moment at which it is called.
         self._passed = (False, False)  # the watermarks of load and drops
         self._seen = 0
@@ -171,7 +180,11 @@ class Fanout:
         # A drop must be announced, even if everything else was delivered by now.
         waiting = len(self.queue.queue)
         if waiting or dropped:
-            self.broadcaster.wake()
+            try:
+                self.broadcaster.wake()
+            except (RuntimeError, MemoryError):  # no thread to be had; the change stands, and the next one tries again
+                log.exception("room %s has nobody to deliver its events", self.room_id)
+                self._runtime.tally.add("delivery_errors")
             pressed = dropped or (waiting >= self._plenty and self.queue.load >= self._config.watermark)
             if pressed and not self.broadcaster.is_current():  # the thread that drains is about to
                 self._check_watermark()
@@ -189,7 +202,7 @@ class Fanout:
 
     # Under the room's write lock.
 
-    def publish_locked(self, events: Sequence[Event], reserved: int, key: object, history: History) -> tuple[int, int]:
+    def publish_locked(self, events: Sequence[Event], reserved: int, key: object) -> tuple[int, int]:
         """Queue the events, in order; returns what is left of ``reserved``, and how many were dropped."""
         dropped = 0
         if self._view or self._subscriptions:
@@ -197,29 +210,42 @@ class Fanout:
             last = events[-1]
             for event in events:
                 kind = event.type
-                if kind in CRITICAL_TYPES:
-                    queue.put_reserved(event, event.seq, reserved > 0)
-                    reserved -= 1
-                else:
-                    unused = 0
-                    if event is last and reserved > 0:
-                        unused, reserved = reserved, 0
-                    if queue.offer(event, event.seq, kind, key, unused) is None:
-                        dropped += 1
+                try:
+                    if kind in CRITICAL_TYPES:
+                        queue.put_reserved(event, event.seq, reserved > 0)
+                        reserved -= 1
+                    else:
+                        unused = reserved if event is last and reserved > 0 else 0
+                        if queue.offer(event, event.seq, kind, key, unused) is None:
+                            dropped += 1
+                        reserved -= unused
+                except MemoryError:  # the state has changed: who listens must hear that there is something to fetch
+                    queue.note_lost(event.seq, kind)
+                    dropped += 1
             if last.type == "room_closed":
                 # From here on nobody is attached or detached: what is left is the broadcaster's to close.
                 self._links.clear()
-                queue.put_control(CloseAll(CLOSE["room_closed"], str(last.data["reason"])[:100]))
+                self._put_control(CloseAll(CLOSE["room_closed"], str(last.data["reason"])[:100]))
                 return reserved, dropped
         for event in events:
             if event.type == "player_left":
                 link = self._links.get(event.data["player_id"])
                 if link is not None:
+                    # Until it is closed it gets what is queued before that, its own leaving included. First this, then
+                    # out of the view: the broadcaster reads them the other way round.
+                    self._leaving[link] = None
                     self.detach_locked(link)
-                    # What is still queued would not reach a link that is no longer in the view.
-                    self.queue.put_control(SendTo(link, _rest_for(link, history.latest(len(history)) or events)))
-                    self.queue.put_control(CloseLink(link, *_LEAVE_CODES[event.data["reason"]]))
+                    if not self._put_control(CloseLink(link, *_LEAVE_CODES[event.data["reason"]])):
+                        del self._leaving[link]  # it is not closed, but hears nothing more
         return reserved, dropped
+
+    def _put_control(self, item: Any) -> bool:
+        """After a change, which stands: a lack of memory must not undo the count of reserved places. False: no."""
+        try:
+            self.queue.put_control(item)
+        except MemoryError:
+            return False
+        return True
 
     def attach_locked(
         self, player_id: str, connection: Connection, seq: int, first: Callable[[], Sequence[bytes]], *, closed: bool
@@ -233,12 +259,17 @@ class Fanout:
         older = self._links.get(player_id)
         if older is not None and older.connection is not connection:
             self.queue.put_control(CloseLink(older, CLOSE["replaced"], "a newer connection took the seat"))
-        if not closed:
-            self._links[player_id] = link
-            self._view = tuple(self._links.values())
         self.queue.put_control(SendTo(link, first))
         if closed:
             self.queue.put_control(CloseLink(link, CLOSE["room_closed"], "the room is closed"))
+        else:
+            self._links[player_id] = link
+            self._view = tuple(self._links.values())
+
+    def announce_restart_locked(self, reason: Callable[[], str]) -> None:
+        """Close every connection with 1012 (come back), after what is queued."""
+        for link in self._view:
+            self.queue.put_control(CloseLink(link, CLOSE["service_restart"], reason()))
 
     def find_locked(self, player_id: str) -> Link | None:
         """The player's link (the read lock is enough)."""
@@ -281,31 +312,49 @@ class Fanout:
         if self._passed[0]:
             self._passed = (False, self._passed[1])
         if len(entries) == 1 and trailing is None and type(entries[0].item) is Event:  # most often
-            self._guarded(self._deliver, entries, None)
+            self._deliver_run(entries, None)
             return
-        run: list[Entry] = []
-        for entry in entries:
+        begin = 0  # of a run of events between two control items
+        for at, entry in enumerate(entries):
             if type(entry.item) is Event:
-                run.append(entry)
                 continue
-            if run:
-                self._guarded(self._deliver, run, None)
-                run = []
+            if at > begin:
+                self._deliver_run(entries[begin:at], None)
             self._guarded(self._control, entry.item)
-        if run or trailing is not None:
-            self._guarded(self._deliver, run, trailing)
+            begin = at + 1
+        if begin < len(entries) or trailing is not None or self._untold is not None:
+            self._deliver_run(entries[begin:], trailing)
 
-    def _guarded(self, step: Callable[..., None], *args: Any) -> None:
+    def _deliver_run(self, run: Sequence[Entry], trailing: Gap | None) -> None:
+        """Deliver; what cannot be delivered is counted, and announced before what comes next."""
+        if self._untold is not None:
+            untold, self._untold = self._untold, None
+            if run:
+                run[0].gap = join_gaps(untold, run[0].gap)
+            else:
+                trailing = join_gaps(untold, trailing)
+        if self._guarded(self._deliver, run, trailing):
+            return
+        self._untold = _gap_of(run, trailing)
+        self.queue.count_lost(Counter(entry.item.type for entry in run))
+        if run:  # else it was the notice alone, which waits for the next event
+            self.broadcaster.wake()
+
+    def _guarded(self, step: Callable[..., None], *args: Any) -> bool:
         """One step that fails must not take with it what comes after (a close, another player's welcome)."""
         try:
             step(*args)
-        except Exception:
+        except BaseException:  # SystemExit too
             log.exception("room %s could not deliver everything", self.room_id)
             self._runtime.tally.add("delivery_errors")
+            return False
+        return True
 
     def _deliver(self, run: Sequence[Entry], trailing: Gap | None) -> None:
         # The views are read after the queue was drained: whoever was attached before an event was queued is in them.
         links = self._view
+        if self._leaving:  # one that is in both gets nothing twice: its after_seq has moved on
+            links += tuple(self._leaving)
         subscriptions = self._subscriptions
         messages: Sequence[bytes]
         seqs: Sequence[int]
@@ -331,10 +380,15 @@ class Fanout:
             try:
                 link.connection.deliver(batch)
                 delivered += count
-            except Exception:
+            except BaseException:  # SystemExit too: it would be the others' loss
                 self._failed(link)
         for subscription in subscriptions:
-            missed = subscription.offer(events)
+            try:
+                missed = subscription.offer(events)
+            except Exception:  # no thread to be had: they wait for the next event
+                log.exception("a subscriber of room %s could not be woken", self.room_id)
+                self._runtime.tally.add("subscriber_errors")
+                continue
             if missed:
                 self._runtime.tally.add("dropped_by_subscribers", count=missed)
         if delivered:
@@ -369,7 +423,7 @@ class Fanout:
     def _send(self, link: Link, batch: Batch) -> bool:
         try:
             link.connection.deliver(batch)
-        except Exception:
+        except BaseException:
             self._failed(link)
             return False
         return True
@@ -388,8 +442,13 @@ class Fanout:
 
     def _control(self, item: Any) -> None:
         if type(item) is SendTo:
-            messages = item.messages()
-            if self._send(item.link, Batch(messages)):
+            try:
+                messages = item.messages()
+                batch = Batch(messages)
+            except BaseException:  # without a welcome it understands nothing: it is to come back
+                self._failed(item.link)
+                return
+            if self._send(item.link, batch):
                 self._runtime.tally.add("deliveries", count=len(messages))
         elif type(item) is CloseLink:
             self._close_connection(item.link, item.code, item.reason)
@@ -406,9 +465,10 @@ class Fanout:
         if link.ended:
             return
         link.ended = True
+        self._leaving.pop(link, None)
         try:
             link.connection.close(code, reason)
-        except Exception:
+        except BaseException:
             log.exception("a connection of room %s failed to close", self.room_id)
             self._runtime.tally.add("connection_errors")
 
@@ -421,17 +481,12 @@ class Fanout:
         if self.queue.queue:
             self.broadcaster.wake()
 
-    def announce_restart(self, reason: Callable[[], str]) -> None:
-        """Close every connection with 1012 (come back), after what is queued."""
-        for link in self._view:
-            self.queue.put_control(CloseLink(link, CLOSE["service_restart"], reason()))
-        if self.queue.queue:  # else waking would start a thread for each idle room
-            self.broadcaster.wake()
-
     def stop_threads(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds for the broadcaster and the subscribers; False if one still runs."""
         deadline = monotonic() + timeout
         ended = self.broadcaster.stop(timeout)
+        if ended and isinstance(self.broadcaster, ThreadBroadcaster) and self.queue.queue:
+            self.drain()  # what came while it was told to end; its thread is gone
         for subscription in self._subscriptions:
             # Where the broadcaster did not get to finish it nothing more will come: it ends after its callback.
             end = subscription.join if ended else subscription.stop
@@ -439,6 +494,12 @@ class Fanout:
         return ended
 
 
-def _rest_for(link: Link, events: Sequence[Event]) -> Callable[[], Sequence[bytes]]:
-    """Of ``events``, those that the link does not have when the broadcaster comes to it."""
-    return lambda: [encode_json(event) for event in events if event.seq > link.after_seq]
+def _gap_of(run: Sequence[Entry], trailing: Gap | None) -> Gap | None:
+    """One notice for entries that nobody got, and for what they and ``trailing`` were to tell."""
+    gap = trailing
+    for entry in reversed(run):
+        event: Event = entry.item
+        gap = join_gaps(Gap(event.seq - 1, event.seq, {event.type: 1}), gap)
+        if entry.gap is not None:
+            gap = join_gaps(entry.gap, gap)
+    return gap

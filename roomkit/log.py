@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json as _json
 import logging
+import os
 import re
 import sys
 import threading
 import unicodedata
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TextIO
 
 __all__ = ["configure_logging", "escape"]
 
@@ -26,6 +27,7 @@ _LEVELS = {
     "critical": logging.CRITICAL,
 }
 _BAR = "    | "
+_LOST = "%d records before this one could not be written"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _NOT_ASCII = re.compile(r"[^ -~]")
 _OWN_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -62,15 +64,45 @@ def configure_logging(level: str = "info", json: bool = False, worker: int | Non
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to what `sys.stderr` is at that moment, so that redirecting it works. One write, hence one line, each."""
+    """Writes to what `sys.stderr` is at that moment, so that redirecting it works. One write, hence one line, each.
+
+    Where nothing can be written (the disk behind it is full, nobody reads the pipe) records are left out and counted,
+    and the next one that can be written is told how many were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost = 0  # guarded by the handler's lock, which logging holds around emit()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            if sys.stderr is not None:
-                sys.stderr.write(self.format(record) + "\n")
-                sys.stderr.flush()
+            if sys.stderr is None:
+                return
+            text = self.format(record) + "\n"
+            if self._lost:
+                notice = logging.LogRecord(__name__, logging.WARNING, "", 0, _LOST, (self._lost,), None)
+                text = self.format(notice) + "\n" + text
+            try:
+                _write(sys.stderr, text)
+            except OSError:
+                self._lost += 1
+            else:
+                self._lost = 0
         except Exception:
             self.handleError(record)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Past the stream's buffer: what that cannot write it keeps, and the process would fail on it when it ends."""
+    try:
+        descriptor = stream.fileno()
+    except (AttributeError, OSError, ValueError):  # no file
+        stream.write(text)
+        stream.flush()
+        return
+    data = text.encode(getattr(stream, "encoding", None) or "utf-8", "backslashreplace")
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 class _TextFormatter(logging.Formatter):

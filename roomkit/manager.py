@@ -415,12 +415,18 @@ class RoomManager:
                 deadline = room.next_deadline()
             except RoomBusy:
                 deadline = now + _RETRY
-            except Exception:
+            except BaseException:  # of a guard, SystemExit too: this room, and those behind it, would never expire
                 log.exception("room %s could not be swept; it is looked at again", room_id)
                 deadline = now + _RETRY
+            deadline = max(deadline, math.nextafter(now, math.inf))
             with self._lock:
                 if self._rooms.get(room_id) is room:
-                    self._heap.set(room_id, max(deadline, math.nextafter(now, math.inf)))
+                    known = self._heap.get(room_id)  # of an operation since then
+                    if known is None or deadline < known:
+                        self._heap.set(room_id, deadline)
+                reaper = self._reaper
+            if reaper is not None:  # it may have fallen asleep when the room was not in the heap
+                reaper.wake()
         self._last_sweep = {
             "at": self._runtime.wall_clock(),
             "due": len(due),
@@ -454,8 +460,10 @@ class RoomManager:
 
     def _schedule(self, room: Room, deadline: float) -> None:
         with self._lock:
-            known = self._heap.get(room.id)
-            if known is None or deadline >= known:  # later is found out when it pops
+            if self._rooms.get(room.id) is not room:  # not yet, or no more
+                return
+            known = self._heap.get(room.id)  # none: a sweep is looking at the room, and keeps the earlier one
+            if known is not None and deadline >= known:  # later is found out when it pops
                 return
             self._heap.set(room.id, deadline)
             reaper = self._reaper if self._heap.next_deadline() == deadline else None
@@ -481,14 +489,21 @@ class RoomManager:
             reaper, self._reaper = self._reaper, None
             rooms = list(self._rooms.values())
         ended = reaper is None or reaper.stop(max(0.0, deadline - time.monotonic()))
+
+        def come_back() -> str:
+            return f"restarting; come back in {random.uniform(0, spread):.1f} s"  # nosec B311
+
+        busy = rooms
+        while True:  # those that are too busy again, after all the others
+            busy = [room for room in busy if not _closed_for_restart(room, come_back)]
+            if not busy or time.monotonic() >= deadline:
+                break
+            time.sleep(0.001)  # for rooms whose busy_timeout is 0
+        for room in busy:
+            log.warning("room %s was too busy to close", room.id)
+            room.announce_restart(come_back)
         for room in rooms:
-            room.announce_restart(lambda: f"restarting; come back in {random.uniform(0, spread):.1f} s")
-        for room in rooms:
-            try:
-                room.execute(c.Close(None, "shutdown", force=True))
-            except RoomBusy:
-                log.warning("room %s was too busy to close", room.id)
-        for room in rooms:
+            ended = room.refuse_connections(max(0.0, deadline - time.monotonic())) and ended
             ended = room.stop_threads(max(0.0, deadline - time.monotonic())) and ended
             self._remove(room)
         return self._hooks.stop(max(0.0, deadline - time.monotonic())) and ended
@@ -586,7 +601,7 @@ class RoomManager:
         for room, pressure in passed.values():
             try:
                 self._on_watermark(room, pressure)
-            except Exception:
+            except BaseException:
                 self.tally.add("hook_errors")
                 log.exception("on_watermark failed for room %s", room.id)
 
@@ -594,3 +609,12 @@ class RoomManager:
 def is_open(room: Room, state: RoomState) -> bool:
     """Whether a new player could sit down now."""
     return state.has_space and not state.locked and room.lifecycle.allows(state.status, "add_player")
+
+
+def _closed_for_restart(room: Room, reason: Callable[[], str]) -> bool:
+    """False: it was too busy."""
+    try:
+        room.close_for_restart(reason)
+    except RoomBusy:
+        return False
+    return True

@@ -10,6 +10,7 @@ log = logging.getLogger("roomkit.reaper")
 
 #: The longest sleep: bounds the harm of a clock that jumps or is driven by hand.
 MAX_SLEEP = 60.0
+_RETRY = 1.0
 
 
 class Reaper:
@@ -37,7 +38,9 @@ class Reaper:
         self._thread.start()
 
     def wake(self) -> None:
-        """Look at the deadlines again; never blocks."""
+        """Look at the deadlines again; never blocks. Within a sweep of its own it does so anyway."""
+        if self._thread is threading.current_thread():
+            return
         with self._condition:
             self._woken = True
             self._condition.notify()
@@ -54,7 +57,11 @@ class Reaper:
 
     def _run(self) -> None:
         while True:
-            pause = min(MAX_SLEEP, self._seconds_to_next())
+            try:
+                pause = min(MAX_SLEEP, self._seconds_to_next())
+            except BaseException:  # an injected clock's, say
+                log.exception("the next deadline is not to be had; it is asked for again")
+                pause = _RETRY
             with self._condition:
                 if pause > 0 and not self._woken and not self._stopping:
                     self._condition.wait(pause)
@@ -63,5 +70,5 @@ class Reaper:
                 self._woken = False
             try:
                 self._sweep()
-            except Exception:
+            except BaseException:  # SystemExit too: without this thread nothing would ever expire
                 log.exception("a sweep failed; the next one goes on")

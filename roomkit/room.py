@@ -33,7 +33,7 @@ from roomkit.core.lifecycle import GAME, Lifecycle
 from roomkit.core.snapshot import Player, RoomState
 from roomkit.core.state import RoomMachine, check_song_id
 from roomkit.delivery import Connection, Link, Subscription, welcome_messages
-from roomkit.errors import LockUpgradeError, RoomBusy, RoomkitError
+from roomkit.errors import LockUpgradeError, PlayerNotFound, RoomBusy, RoomkitError, ShuttingDown
 from roomkit.fanout import Fanout
 from roomkit.runtime import Pressure, Runtime
 
@@ -132,8 +132,9 @@ class Room:
     def get_state(self) -> RoomState:
         """The room at one moment between two changes, immutable.
 
-        Built at most once per change, and by the change itself when the one before was read: reading again costs next
-        to nothing and never waits, not even for a writer.
+        Built once per change, and by the change itself when the one before was read: reading again costs next to
+        nothing and never waits, not even for a writer. Threads that ask for the first time at the same moment may
+        build one each; they are equal.
 
         Raises:
             RoomBusy: a writer held the lock for ``busy_timeout`` seconds while the snapshot had to be built.
@@ -365,8 +366,9 @@ class Room:
             greeting: more fields for the welcome (the server's heartbeat times).
 
         Raises:
-            BadToken, BadPassword, PlayerBanned, RoomLocked, RoomFull, InvalidTransition, RoomBusy, InvalidId,
-            InvalidMessage: nothing changed, the connection was not touched.
+            BadToken, BadPassword, PlayerBanned, RoomLocked, RoomFull, InvalidTransition, RoomBusy, ShuttingDown (with
+            a connection, once the manager's shutdown has stopped the room's delivery), InvalidId, InvalidMessage:
+            nothing changed, the connection was not touched.
         """
         check_id(player_id, "a player id")
         command = c.Join(
@@ -382,6 +384,8 @@ class Room:
 
         def attach(events: list[Event]) -> None:
             if connection is not None:
+                if self._fanout.stopped and self._machine.closed:  # then nothing has changed
+                    raise ShuttingDown(f"room {self.id!r} is closed, and nobody is left to tell its story")
                 # A new seat has nothing to recover, whatever an earlier holder of the id knew.
                 known = None if events and events[0].type == "player_joined" else epoch
                 done.append(self._attach_locked(player_id, connection, known, seq, greeting))
@@ -461,9 +465,17 @@ class Room:
         """
         with self._lock.read(self._config.busy_timeout):
             link = self._fanout.find_locked(player_id)
-        if link is None or (connection is not None and link.connection is not connection):
+            seat = self._machine.seats.get(player_id)
+        if link is not None:
+            return (connection is None or link.connection is connection) and self.drop_link(link)
+        if seat is None or not seat.connected or self._machine.closed:
             return False
-        return self.drop_link(link)
+        # Memory came to its end in the middle of a join: the seat counts as connected, and nobody else would drop it.
+        fanout = self._fanout
+        try:
+            return bool(self.execute(c.Disconnect(player_id), None, lambda: fanout.find_locked(player_id) is None))
+        except PlayerNotFound:
+            return False
 
     def drop_link(self, link: Link) -> bool:
         """For the fanout: a link's connection is lost; whether the seat was dropped by this call. Raises RoomBusy."""
@@ -547,26 +559,35 @@ class Room:
                     events = machine.apply(command, runtime.clock(), runtime.wall_clock())
                     if events:
                         # First: whoever gets an event must not read an older state.
-                        self._snapshot = machine.snapshot() if self._was_read else None
+                        try:
+                            self._snapshot = machine.snapshot() if self._was_read else None
+                        except MemoryError:  # the next reader makes it
+                            self._snapshot = None
                         self._was_read = False
-                        for event in events:
-                            self._history.append(event)
+                        try:
+                            for event in events:
+                                self._history.append(event)
+                        except MemoryError:  # who comes back gets a fresh state
+                            self._history.begin_again(machine.seq)
                         key = (
                             command.key and (command.player_id, command.key) if type(command) is c.SendMessage else None
                         )
-                        reserved, dropped = fanout.publish_locked(events, reserved, key, self._history)
+                        reserved, dropped = fanout.publish_locked(events, reserved, key)
                     if then is not None:
                         then(events)
                 if machine.deadline_moved:
-                    machine.deadline_moved = False
                     deadline = machine.next_deadline()
+                    machine.deadline_moved = False
             finally:
                 self._lock.release_write()
         finally:
             if reserved > 0:
                 fanout.queue.release(reserved)
+            if events:  # whatever went wrong after the change: it is to be heard of
+                fanout.published(len(events), dropped)
+        if not events:  # a welcome may wait. Not where the lock was refused: a reader holds the room's
+            fanout.published(0, dropped)
         runtime.tally.add("operations", type(command).__name__)
-        fanout.published(len(events), dropped)
         if deadline is not None:
             runtime.schedule(self, deadline)
         return events
@@ -604,7 +625,10 @@ class Room:
         while events := self.execute(c.ExpireNext()):
             last = events[-1]
             gone = last.type == "room_closed" and last.data["reason"] in ("expired: idle", "expired: lifetime")
-        return gone or self.is_expired()
+        # Not is_expired(): what has become due since then would be taken away without having been closed.
+        with self._lock.read(self._config.busy_timeout):
+            machine = self._machine
+            return gone or (machine.closed and machine.expired_reason(self._runtime.clock()) is not None)
 
     def seats_locked(self) -> list[Player]:
         """The players with their tokens; the caller is within :meth:`reading`."""
@@ -634,12 +658,40 @@ class Room:
             self._snapshot = None
 
     def announce_restart(self, reason: Callable[[], str]) -> None:
-        """Close every connection with 1012 (come back), after what is queued. The seats stay."""
-        self._fanout.announce_restart(reason)
+        """Close every connection with 1012 (come back), after what is queued. For a room too busy to be closed."""
+        self._fanout.announce_restart_locked(reason)  # what it reads without the lock is replaced as a whole
+        self._fanout.broadcaster.wake()
+
+    def close_for_restart(self, reason: Callable[[], str]) -> None:
+        """Close every connection with 1012 (come back), and then, unheard by them, the room; all in one change.
+
+        So nothing can be acknowledged whose event has not reached everybody before their 1012.
+
+        Raises:
+            RoomBusy: the lock was not to be had; nothing changed.
+        """
+
+        def announce_locked() -> bool:
+            self._fanout.announce_restart_locked(reason)
+            return True
+
+        self.execute(c.Close(None, "shutdown", force=True), None, announce_locked)
 
     def dispose(self) -> None:
         """The manager has let go of the room: let its threads end, once who came too late has been told so."""
         self._fanout.broadcaster.retire()
+
+    def refuse_connections(self, timeout: float) -> bool:
+        """From now on refuse who comes back to the closed room; False: the lock was not to be had in time.
+
+        Under the lock: who was attached before is told how it ended, by :meth:`stop_threads` at the latest.
+        """
+        try:
+            with self._lock.write(timeout):
+                self._fanout.stopped = True
+        except RoomBusy:
+            return False
+        return True
 
     def stop_threads(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds for the broadcaster and the subscribers; False if one still runs."""

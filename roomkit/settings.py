@@ -182,7 +182,7 @@ def _seconds(default: float, group: str, text: str, **more: Any) -> float:
 
 _OFF: dict[str, Any] = {"zero_is_off": True}
 _RATE: dict[str, Any] = {"zero_is_off": True, "unit": "messages per second", "minimum": 0, "maximum": _MAX_INT}
-_TOKEN_HELP = "Token that opens the admin pages to other machines; in a flag, every local user can read it"
+_ADMIN_HELP = "Token that opens the admin pages to other machines; in a flag, every local user can read it"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,7 @@ class Settings:
     drain_timeout: float = _seconds(10.0, "timing", "Time that a shutdown gives clients to leave")
 
     origin: tuple[str, ...] = _setting((), "security", "Web origin to allow besides the server's own; * allows all")
-    admin_token: str | None = _setting(None, "security", _TOKEN_HELP, secret=True)
+    admin_token: str | None = _setting(None, "security", _ADMIN_HELP, secret=True)
     tls_cert: str | None = _setting(None, "security", "Certificate chain for TLS, a PEM file; with tls_key")
     tls_key: str | None = _setting(None, "security", "Private key for TLS, a PEM file; with tls_cert")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 #: How long a thread that was told to stop may take to end.
-JOIN_TIMEOUT = 2.0
+JOIN_TIMEOUT = 10.0
 
 # The same examples in every run and no deadlines: a slow machine is no failure.
 settings.register_profile(
@@ -21,6 +23,12 @@ settings.register_profile(
 # By hand, to look for more: HYPOTHESIS_PROFILE=explore pytest ...
 settings.register_profile("explore", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "roomkit"))
+
+
+# A shell without job control starts what it puts into the background with SIGINT ignored, which the programs that tests
+# start would inherit: no Ctrl-C would ever reach them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def roomkit_threads() -> set[threading.Thread]:
@@ -40,6 +48,26 @@ def no_leaked_threads() -> Iterator[None]:
     leaked = sorted(thread.name for thread in started if thread.is_alive())
     if leaked:
         pytest.fail(f"threads left behind: {', '.join(leaked)}")
+
+
+@pytest.fixture(autouse=True)
+def no_changed_logging() -> Iterator[None]:
+    """Fail a test that leaves roomkit's logger changed: all later ones would log, and keep what they logged."""
+    logger = logging.getLogger("roomkit")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    yield
+    assert (logger.handlers, logger.level, logger.propagate) == before, "use the fixture roomkit_logger"
+
+
+@pytest.fixture
+def roomkit_logger(no_changed_logging: None) -> Iterator[logging.Logger]:
+    """The logger "roomkit", put back afterwards as it was."""
+    logger = logging.getLogger("roomkit")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    logger.handlers = []
+    yield logger
+    logger.handlers, level, logger.propagate = before
+    logger.setLevel(level)
 
 
 _TOLD = pytest.StashKey[list[str]]()

@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,15 +18,7 @@ TIME = 1711569600.1239  # 2024-03-27T20:00:00.123Z
 TIMESTAMP = "2024-03-27T20:00:00.123Z"
 
 
-@pytest.fixture(autouse=True)
-def roomkit_logger() -> Iterator[logging.Logger]:
-    """The logger "roomkit", put back afterwards as it was."""
-    logger = logging.getLogger("roomkit")
-    before = (logger.handlers[:], logger.level, logger.propagate)
-    logger.handlers = []
-    yield logger
-    logger.handlers, level, logger.propagate = before
-    logger.setLevel(level)
+pytestmark = pytest.mark.usefixtures("roomkit_logger")
 
 
 def record_of(message: object, *args: object, **attributes: Any) -> logging.LogRecord:

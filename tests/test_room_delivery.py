@@ -129,7 +129,7 @@ def test_a_connection_that_operates_on_the_room_while_it_is_delivered_to_disturb
 
 
 def test_one_step_of_a_delivery_that_fails_takes_nothing_else_with_it(caplog: pytest.LogCaptureFixture) -> None:
-    """A greeting without a JSON form costs its own connection the welcome, and nobody anything else."""
+    """A greeting without a JSON form costs the connection that cannot be welcomed, and nobody anything else."""
     room = by_hand()
     broken, good = Wire(), Wire()
     room.join("broken", broken, greeting={"what": object()})
@@ -137,8 +137,9 @@ def test_one_step_of_a_delivery_that_fails_takes_nothing_else_with_it(caplog: py
     room.close()
     room.drain()
     assert good.types == ["welcome", "room_status", "room_closed"]
-    assert (broken.closed, good.closed) == ((4510, "closed"), (4510, "closed"))
-    assert "could not deliver everything" in caplog.text
+    assert (broken.closed, good.closed) == ((1011, "the connection failed"), (4510, "closed"))
+    assert broken.messages == []
+    assert "a connection of room r failed and is dropped" in caplog.text
 
 
 AWKWARD: dict[str, Callable[[Room], object]] = {

@@ -21,6 +21,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -158,9 +159,10 @@ class EventQueue(queue.Queue[Entry]):
         """Add an item that must not be dropped; ``reserved``: it uses up one reserved place. True: was empty."""
         entry = Entry(item, seq)
         with self.mutex:
+            was_empty = self._append(entry)
             if reserved:
                 self._reserved -= 1
-            return self._append(entry)
+            return was_empty
 
     def put_control(self, item: Any) -> bool:
         """Add something that is no event. True: was empty."""
@@ -179,20 +181,35 @@ class EventQueue(queue.Queue[Entry]):
         """
         entry = Entry(item, seq, key)
         with self.mutex:
-            if unused:
-                self._reserved -= unused
-                if self._waiting:
-                    self.not_full.notify_all()
-            if key is not None:
-                older = self._keys.get(key)
-                if older is not None:
-                    return self._replace(older, entry)
-            if not self._has_place(1):
-                self._note_drop(seq, kind)
-                return None
-            if key is not None:
-                self._keys[key] = entry
-            return self._append(entry)
+            try:
+                if unused:
+                    self._reserved -= unused
+                    if self._waiting:
+                        self.not_full.notify_all()
+                if key is not None:
+                    older = self._keys.get(key)
+                    if older is not None:
+                        return self._replace(older, entry)
+                if not self._has_place(1):
+                    self._note_drop(seq, kind)
+                    return None
+                was_empty = self._append(entry)
+                if key is not None:
+                    self._keys[key] = entry
+                return was_empty
+            except MemoryError:
+                self._reserved += unused  # who asked takes them to be reserved still
+                raise
+
+    def note_lost(self, seq: int, kind: str) -> None:
+        """Count and announce an item as dropped that could not even be offered."""
+        with self.mutex:
+            self._note_drop(seq, kind)
+
+    def count_lost(self, types: Mapping[str, int]) -> None:
+        """Count items as dropped that were taken out, and could not be delivered."""
+        with self.mutex:
+            self.dropped.update(types)
 
     def _replace(self, older: Entry, entry: Entry) -> bool:
         """The newer entry takes the end of the queue; a gap that hung on the older one moves to its successor."""
@@ -204,14 +221,14 @@ class EventQueue(queue.Queue[Entry]):
         self._append(entry)
         if older.gap is not None:
             heir = next(entry for entry in self.queue[at:] if entry.seq)  # not a control item; entry is the last
-            heir.gap = older.gap if heir.gap is None else _join(older.gap, heir.gap)
+            heir.gap = join_gaps(older.gap, heir.gap)
         return False
 
     def _append(self, entry: Entry) -> bool:
-        if self._gap_types is not None:
-            entry.gap = self._take_gap()
         was_empty = not self.queue
         self.queue.append(entry)
+        if self._gap_types is not None:
+            entry.gap = self._take_gap()
         self.accepted += 1
         if len(self.queue) > self.highest:
             self.highest = len(self.queue)
@@ -245,5 +262,8 @@ class EventQueue(queue.Queue[Entry]):
             return entries, gap
 
 
-def _join(first: Gap, second: Gap) -> Gap:
+def join_gaps(first: Gap, second: Gap | None) -> Gap:
+    """One notice for two, the first of which was before the second."""
+    if second is None:
+        return first
     return Gap(first.after, second.last, dict(Counter(first.types) + Counter(second.types)))

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 
 log = logging.getLogger("roomkit.worker")
@@ -92,6 +93,17 @@ class Worker:
         return not thread.is_alive()
 
     def _run(self, condition: threading.Condition) -> None:
+        try:
+            self._serve(condition)
+        except BaseException:  # no memory for the wait, or an exception that somebody put into this thread
+            with self._lock:
+                self._thread = None
+                wanted = self._wanted and not self._stopping
+            log.exception("%s died; it is started again %s", self.name, "now" if wanted else "by the next wake")
+            if wanted:
+                self.wake()
+
+    def _serve(self, condition: threading.Condition) -> None:
         while True:
             with condition:
                 if not self._wanted and not self._stopping and self._linger:
@@ -167,10 +179,8 @@ class WorkerPool:
         while True:
             job = self._jobs.get()
             if job is None:
-                try:
+                with suppress(queue.Full):
                     self._jobs.put_nowait(None)  # for the next thread, should there have been no place for its own
-                except queue.Full:
-                    pass
                 return
             try:
                 job()

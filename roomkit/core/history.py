@@ -31,6 +31,11 @@ class History:
         if len(events) > self._size + _SPARE:
             del events[: len(events) - self._size]
 
+    def begin_again(self, seq: int) -> None:
+        """After an event that could not be added: nothing up to ``seq`` is there. None is better than a hole."""
+        self._events.clear()
+        self.last_seq = seq
+
     def since(self, seq: int) -> tuple[Event, ...] | None:
         """The events after ``seq`` in order, or None when the ring does not cover them all (or they never were)."""
         missing = self.last_seq - seq

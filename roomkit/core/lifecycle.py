@@ -126,7 +126,6 @@ class Lifecycle:
         "initial",
         "name",
         "operations",
-        "own_guards",
         "statuses",
         "table",
     )
@@ -150,7 +149,6 @@ class Lifecycle:
         self.closed = closed = self._status(closed)
         self.finished = frozenset(self._status(status) for status in finished)
         self.guards: dict[str, Guard] = {**GUARDS, **(guards or {})}
-        self.own_guards = bool(guards)
         self.table: dict[str, dict[str, tuple[Rule, ...]]] = {
             self._status(status): self._row(self._status(status), row) for status, row in table.items()
         }

@@ -11,10 +11,10 @@ then the rest.
 
 from __future__ import annotations
 
-import copy
 import hmac
 import math
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -56,6 +56,30 @@ class Seat:
 
     def view(self, token: str | None = None) -> Player:
         return Player(self.id, self.name, self.ready, self.connected, self.joined_at, token)
+
+
+#: What a command may change in a room, besides its seats.
+_FIELDS = (
+    "_row",
+    "bans",
+    "closed_at",
+    "connected_count",
+    "deadline_moved",
+    "finished_at",
+    "host",
+    "last_active",
+    "locked",
+    "metadata",
+    "private",
+    "results",
+    "seq",
+    "settings",
+    "started_at",
+    "status",
+    "transferred_to",
+)
+_fields_of = attrgetter(*_FIELDS)
+_fields_of_seat = attrgetter("ready", "connected", "kept_until")
 
 
 class RoomMachine:
@@ -179,29 +203,37 @@ class RoomMachine:
 
         Raises:
             RoomkitError: refused (which of them: the command's handler); nothing changed.
+            Exception: what a check or a guard of the lifecycle's raised, or MemoryError; nothing changed.
         """
         self._now = now
         self._at = at
         events: list[Event] = []
         self._events = events
         handler = _HANDLERS[type(command)]
-        if not self.lifecycle.own_guards:
+        if type(command) is c.SendMessage:  # nothing changes before its one event is made
             handler(self, command)
             return events
-        before = self._save()  # a guard is asked after the effect, and a user's may raise
+        # A guard is asked after the effect, and a user's may raise; and anywhere memory may be at its end.
+        before = self._save()
         try:
             handler(self, command)
         except BaseException:
-            for name, value in before.items():
-                setattr(self, name, value)
+            self._restore(*before)
             raise
         return events
 
-    def _save(self) -> dict[str, Any]:
-        saved = {name: getattr(self, name) for name in self.__slots__}
-        saved["seats"] = {player_id: copy.copy(seat) for player_id, seat in self.seats.items()}
-        saved["settings"] = dict(self.settings)
-        return saved
+    def _save(self) -> tuple[Any, ...]:
+        """Everything that a command may change. What is kept by reference is replaced, never changed in place."""
+        seats = self.seats
+        return _fields_of(self), dict(seats), list(map(_fields_of_seat, seats.values()))
+
+    def _restore(self, fields: tuple[Any, ...], seats: dict[str, Seat], each: list[tuple[Any, ...]]) -> None:
+        """What :meth:`_save` gave."""
+        for name, value in zip(_FIELDS, fields, strict=True):
+            setattr(self, name, value)
+        for seat, values in zip(seats.values(), each, strict=True):
+            seat.ready, seat.connected, seat.kept_until = values
+        self.seats = seats
 
     # Seats.
 
@@ -347,7 +379,7 @@ class RoomMachine:
             if "song_id" not in settings and len(settings) >= MAX_SETTINGS:
                 raise InvalidMessage(f"a room has at most {MAX_SETTINGS} settings")
             changed = settings.get("song_id") != song_id
-            settings["song_id"] = song_id
+            self.settings = {**settings, "song_id": song_id}
             data: dict[str, Any] = {"player_id": command.player_id, "song_id": song_id}
         else:
             if "song_id" in changes and changes["song_id"] is not None:
@@ -419,8 +451,8 @@ class RoomMachine:
             raise InvalidTransition(self.id, str(self.status), "message")
         if command.player_id is not None:
             self._seat(command.player_id)
-        self.last_active = self._now
         self._emit("message", {"player_id": command.player_id, "data": command.data})
+        self.last_active = self._now
 
     def _update_room(self, command: c.UpdateRoom) -> None:
         """InvalidTransition (closed), PlayerNotFound, NotHost."""
@@ -555,7 +587,7 @@ class RoomMachine:
     def _move(self, rules: tuple[tuple[Any, str], ...], reason: str | None = None) -> None:
         """The end of every operation in the table: the first rule whose guard holds says the next status."""
         self.last_active = self._now
-        for guard, status in rules:
+        for guard, status in rules:  # pragma: no branch - the last one has no guard
             if guard is None or guard(self):
                 if status != self.status:
                     self._enter(status, reason)
@@ -574,8 +606,9 @@ class RoomMachine:
         self.deadline_moved = True
 
     def _emit(self, event_type: str, data: dict[str, Any]) -> None:
-        self.seq = seq = self.seq + 1
+        seq = self.seq + 1
         self._events.append(Event(event_type, seq, rfc3339(self._at), data))
+        self.seq = seq
 
     def snapshot(self) -> RoomState:
         """The state as everybody outside sees it."""

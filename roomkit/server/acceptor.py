@@ -53,6 +53,12 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def host_in_url(host: str) -> str:
+    """The listening address as a browser on this machine would write it."""
+    every = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # nothing is bound here  # nosec B104
+    return every.get(host, f"[{host}]" if ":" in host else host)
+
+
 class Acceptor:
     """The listening socket. It outlives a connection that fails while it is accepted, and a lack of file descriptors or
     whatever else keeps it from accepting: it pauses, and goes on. On the reactor.

@@ -175,7 +175,7 @@ class Api:
         urls = self._map.bind_to_environ(environ)
         if self._application is not None and not urls.test(method="GET") and not urls.allowed_methods():
             return self._application(environ, start_response)
-        return self._answer(Request(environ), urls)(environ, start_response)
+        return self._answer(Request(environ, populate_request=False), urls)(environ, start_response)
 
     def _answer(self, request: Request, urls: MapAdapter) -> Response:
         try:

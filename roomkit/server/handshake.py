@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -94,20 +95,26 @@ def check_origin(headers: Mapping[str, str], origins: Sequence[str]) -> None:
     origin = headers.get("origin")
     if origin is None or "*" in origins or origin.lower() in origins:
         return
+    scheme, _, site = origin.partition("://")
     try:
-        parts = urlsplit(origin)
-        same = parts.scheme in ("http", "https") and _host_port(parts.netloc, parts.scheme) == _host_port(
-            headers.get("host", ""), parts.scheme
-        )
+        own = _host_port(headers.get("host", ""), scheme.lower())
+        same = _SITE.fullmatch(site) is not None and _host_port(site, scheme.lower()) == own
     except ValueError:
         same = False
     if not same:
         raise HandshakeRefused(403, "foreign_origin", "this Origin is not allowed (see the setting origin)")
 
 
+_SITE = re.compile(r"[^\s/?#@\\,]+")  # as a browser writes it: no user, path or list, which would be read differently
+
+
 def _host_port(netloc: str, scheme: str) -> tuple[str | None, int]:
+    """ValueError: there is no such scheme or port."""
+    default_port = {"http": 80, "https": 443}.get(scheme)
+    if default_port is None:
+        raise ValueError(scheme)
     parts = urlsplit(f"//{netloc}")
-    return parts.hostname, parts.port or (443 if scheme == "https" else 80)
+    return parts.hostname, parts.port or default_port
 
 
 def header_dict(request: h11.Request) -> dict[str, str]:
@@ -134,8 +141,8 @@ def split_target(target: bytes) -> tuple[str, dict[str, str]]:
         HandshakeRefused: not UTF-8, or a parameter given twice.
     """
     try:
-        parts = urlsplit(target.decode("ascii"))
-        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=False, errors="strict", max_num_fields=32)
+        path, _, text = target.decode("ascii").partition("?")  # as HTTP takes it: a host in the target is none of ours
+        pairs = parse_qsl(text, keep_blank_values=True, strict_parsing=False, errors="strict", max_num_fields=32)
     except (ValueError, UnicodeError):
         raise HandshakeRefused(400, "bad_request", "the request target is malformed") from None
     query: dict[str, str] = {}
@@ -143,7 +150,7 @@ def split_target(target: bytes) -> tuple[str, dict[str, str]]:
         if name in query:
             raise HandshakeRefused(400, "bad_request", "a query parameter is given twice")
         query[name] = value
-    return parts.path, query
+    return path, query
 
 
 def accept(headers: Mapping[str, str], *, compression: bool, max_message_size: int) -> tuple[bytes, list[Extension]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import socket
 import sys
 from collections.abc import Iterable
@@ -29,6 +30,10 @@ log = logging.getLogger("roomkit.http")
 
 Headers = list[tuple[str, str]]
 
+#: A line that ends in LF alone, or goes on in the next one: where a header ends is not for a proxy in front and for us
+#: to see differently. (RFC 9112, sections 2.2 and 5.2, leave it to the server.)
+_ODD_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
+
 
 class HttpConnection(SocketHandler):
     """One TCP connection that speaks HTTP. One request is answered at a time; what is pipelined waits.
@@ -37,8 +42,11 @@ class HttpConnection(SocketHandler):
     """
 
     __slots__ = (
+        "_answered",
         "_answering",
         "_body",
+        "_body_chunks",
+        "_body_size",
         "_deadline",
         "_h11",
         "_head",
@@ -59,6 +67,9 @@ class HttpConnection(SocketHandler):
         self._waiting_for_head = True
         self._request: h11.Request | None = None
         self._body: list[bytes] = []
+        self._body_size = 0
+        self._body_chunks = 0
+        self._answered = False  # a request of this connection, ever
         self._answering = False
         self._deadline = 0.0
         self._arm()
@@ -83,6 +94,8 @@ class HttpConnection(SocketHandler):
                 self.hub.tally.add("limited", "handshake_timeout")
                 self.refuse(408, "request_timeout", "the request did not arrive in time")
             else:
+                if not self._answered:  # it never asked for anything; who has may keep silent and be let go
+                    self.hub.tally.add("limited", "handshake_timeout")
                 self.lost()
         elif self._deadline:
             self.reactor.set_deadline(self, self._deadline)
@@ -133,6 +146,10 @@ class HttpConnection(SocketHandler):
             raise HandshakeRefused(431, "head_too_large", f"a request head has at most {limits.max_head_lines} lines")
         if end < 0:
             return False
+        if _ODD_LINE.search(self._head, 0, end):
+            raise HandshakeRefused(
+                400, "bad_request", "lines of a request head end in CR LF and do not begin with space"
+            )
         data, self._head = bytes(self._head), bytearray()
         self._waiting_for_head = False
         self._received = data
@@ -149,19 +166,28 @@ class HttpConnection(SocketHandler):
             if isinstance(event, h11.Request):
                 self._request = event
                 self._body = []
+                self._body_size = self._body_chunks = 0
                 if self._begin(event):
                     return
             elif isinstance(event, h11.Data):
-                self._body.append(bytes(event.data))
-                limit = self.hub.limits.max_message_size
-                if limit and sum(map(len, self._body)) > limit:
-                    self.hub.tally.add("limited", "body_size")
-                    raise HandshakeRefused(413, "body_too_large", f"a body has at most {limit} bytes")
+                self._take_body(event)
             elif isinstance(event, h11.EndOfMessage):
                 self._answer()
                 return
             elif event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
                 return
+
+    def _take_body(self, event: h11.Data) -> None:
+        limits = self.hub.limits
+        self._body.append(bytes(event.data))
+        self._body_size += len(event.data)
+        self._body_chunks += event.chunk_start
+        if limits.max_message_size and self._body_size > limits.max_message_size:
+            self.hub.tally.add("limited", "body_size")
+            raise HandshakeRefused(413, "body_too_large", f"a body has at most {limits.max_message_size} bytes")
+        if limits.max_fragments and self._body_chunks > limits.max_fragments:
+            self.hub.tally.add("limited", "fragments")
+            raise HandshakeRefused(413, "body_too_large", f"a body has at most {limits.max_fragments} chunks")
 
     def _begin(self, request: h11.Request) -> bool:
         """Look at a request head; True: it was an upgrade, and this connection is no longer HTTP's."""
@@ -258,6 +284,7 @@ class HttpConnection(SocketHandler):
         """Send an answer; then serve the next request, or close."""
         if not self.alive:
             return
+        self._answered = True
         head = self._request is not None and self._request.method == b"HEAD"
         bodyless = status in (204, 304) or head
         out = [(name, value) for name, value in headers if name.lower() not in ("content-length", "connection")]

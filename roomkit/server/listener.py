@@ -19,7 +19,7 @@ from roomkit.concurrency.worker import PoolFull, WorkerPool
 from roomkit.core.events import encode_json
 from roomkit.errors import CLOSE, RoomkitError, Unauthorized, close_code_for, close_name
 from roomkit.metrics import Tally
-from roomkit.server.acceptor import Acceptor, listen
+from roomkit.server.acceptor import Acceptor, host_in_url, listen
 from roomkit.server.handshake import HandshakeRefused, UpgradeRequest, accept, split_target
 from roomkit.server.http import HttpConnection
 from roomkit.server.limits import Limits
@@ -158,8 +158,7 @@ class WebSocketServer:
     def url(self) -> str:
         """What a browser opens."""
         host, port = self.address
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        return f"{'https' if self.secure else 'http'}://{host}:{port}"
+        return f"{'https' if self.secure else 'http'}://{host_in_url(host)}:{port}"
 
     def start(self, *, port: bool = True) -> WebSocketServer:
         """Take the port if :meth:`bind` has not, start the I/O threads (daemons, joined by :meth:`stop`), and serve.

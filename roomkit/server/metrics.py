@@ -135,6 +135,8 @@ class RoomkitCollector(Collector):
         yield CounterMetricFamily("roomkit_sent_bytes", "Bytes written to sockets", value=listener.bytes_sent)
         yield CounterMetricFamily("roomkit_received_bytes", "Bytes read from sockets", value=listener.bytes_received)
         yield _gauge("roomkit_io_threads", "I/O threads", len(listener.reactors))
+        failed = sum(reactor.turn_errors for reactor in listener.reactors)
+        yield CounterMetricFamily("roomkit_io_turn_errors", "Turns of the I/O threads that failed", value=failed)
         counts = [sum(column) for column in zip(*(r.turn_counts for r in listener.reactors), strict=True)]
         yield HistogramMetricFamily(
             "roomkit_io_turn_seconds",

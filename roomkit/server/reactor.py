@@ -12,6 +12,9 @@ One turn of the loop, in this order:
 
 So an operation costs no hand-over between threads, its events reach its sender before its acknowledgement does, and a
 connection costs one system call a turn however much there is to say. Nothing in here blocks but the wait in step 1.
+
+Whatever a handler, a call or a room raises, SystemExit too, is its own affair: it is logged, and the turn goes on. A
+thread that ended would leave every connection of it without an answer.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ _GATHER = 0.0005
 _FEW = 16
 #: Upper bounds, in seconds, of the buckets in which turns are counted by the time that they took.
 TURN_BOUNDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+_AFTER_FAILURE = 0.05  # seconds between a turn that failed and the next one
 _MAX_ROUNDS = 16  # of steps 3 and 4 in one turn: a drain may drop a connection, which touches the room again
 
 
@@ -89,6 +93,7 @@ class Reactor:
         # Written by the reactor's thread, read by whoever scrapes.
         self.turn_counts = [0] * (len(TURN_BOUNDS) + 1)
         self.turn_seconds = 0.0
+        self.turn_errors = 0
         # Made by start(), so that a server that does not get its port holds nothing.
         self._poller: _EpollPoller | _SelectorPoller
         self._wake_receiver: socket.socket
@@ -221,12 +226,15 @@ class Reactor:
                 self._deadlines.discard(going)
 
     def _go_round(self, moment: float) -> None:
-        for handler in self._rounds.pop(moment).visited:
+        going = self._rounds.pop(moment, None)
+        if going is None:  # everybody has left it since it was found due, in this very turn
+            return
+        for handler in going.visited:
             if self._round_of.get(handler) == moment:  # not unregistered by a visit before
                 del self._round_of[handler]
                 try:
                     handler.on_visit(self.now)
-                except Exception:
+                except BaseException:
                     self._failed(handler)
 
     def clear_deadline(self, handler: Handler) -> None:
@@ -245,11 +253,19 @@ class Reactor:
         self._ident = threading.get_ident()
         try:
             while not self._stopping:
-                self._turn()
-        except Exception:
-            log.critical("%s died", self.name, exc_info=True)
+                try:
+                    self._turn()
+                except BaseException:
+                    self._turn_failed()
         finally:
             self._close()
+
+    def _turn_failed(self) -> None:
+        """The loop itself failed, not a handler: nobody else serves these connections, so it goes on, at a bounded
+        pace. What was touched or is dirty still is."""
+        self.turn_errors += 1
+        log.critical("a turn of %s failed; it goes on", self.name, exc_info=True)
+        sleep(_AFTER_FAILURE)
 
     def _turn(self) -> None:
         asleep = monotonic()
@@ -266,7 +282,7 @@ class Reactor:
             if handler is not None:
                 try:
                     handler.on_io(mask)
-                except Exception:
+                except BaseException:
                     self._failed(handler)
             elif fd == self._wake_fd:
                 # In this order. A call before the second line finds the flag set and sends nothing: it is made below.
@@ -299,14 +315,14 @@ class Reactor:
         for _ in range(len(self._calls)):
             try:
                 self._calls.popleft()()
-            except Exception:
+            except BaseException:
                 log.exception("a call on %s failed", self.name)
 
     def _meet_deadlines(self) -> None:
         for handler in self._deadlines.pop_due(self.now):
             try:
                 handler.on_deadline(self.now)
-            except Exception:
+            except BaseException:
                 self._failed(handler)
         deadline = self._deadlines.next_deadline()
         self._next_deadline = inf if deadline is None else deadline
@@ -316,7 +332,7 @@ class Reactor:
         for broadcaster in touched:
             try:
                 broadcaster.run()
-            except Exception:
+            except BaseException:
                 log.exception("draining room %s failed", broadcaster.room_id)
 
     def _flush(self) -> None:
@@ -324,21 +340,21 @@ class Reactor:
         for handler in dirty:
             try:
                 handler.flush()
-            except Exception:
+            except BaseException:
                 self._failed(handler)
 
     def _failed(self, handler: Handler | Visited) -> None:
         log.exception("a connection failed and is closed")
         try:
             handler.abort()
-        except Exception:
+        except BaseException:
             log.exception("closing it failed as well")
 
     def _close(self) -> None:
         for handler in list(self._handlers.values()):
             try:
                 handler.abort()
-            except Exception:
+            except BaseException:
                 log.exception("closing a connection failed")
         self._drain()
         self._poller.close()

@@ -61,6 +61,7 @@ class RoomSession:
         """See websocket.Session: take the seat, or say why not."""
         self._connection = connection
         request = self._request
+        self._joined = True  # also where the server fails in the middle of it: on_close() gives back what was taken
         try:
             self.room.join(
                 request.player_id,
@@ -73,11 +74,10 @@ class RoomSession:
                 greeting=self._server.greeting,
             )
         except RoomkitError as error:
+            self._joined = False
             code = close_code_for(error)
             self._server.tally.add("refused_joins", close_name(code))
             connection.close(code, str(error))
-        else:
-            self._joined = True
 
     def on_close(self, code: int, reason: str) -> None:
         """See websocket.Session: a lost connection is not a leave."""

@@ -51,9 +51,9 @@ class Sharding:
         """See PEP 3333."""
         if environ["roomkit.from_peer"]:
             if environ["PATH_INFO"] == _CANDIDATES:
-                return self._open_rooms(Request(environ))(environ, start_response)
+                return self._open_rooms(Request(environ, populate_request=False))(environ, start_response)
             return self._api(environ, start_response)
-        request = Request(environ)
+        request = Request(environ, populate_request=False)
         try:
             response = self._answer(request)
         except RoomBusy as busy:

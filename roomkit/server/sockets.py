@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -98,6 +99,12 @@ class SocketHandler:
             self.lost()
             return None
         return data
+
+    def has_input(self) -> bool:
+        """Whether something has arrived that was not read yet."""
+        looker = select.poll()
+        looker.register(self.fd, select.POLLIN)
+        return bool(looker.poll(0))
 
     def flush(self) -> None:
         """Write the outbox as far as the socket takes it, in one call."""

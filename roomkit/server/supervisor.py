@@ -11,14 +11,14 @@ import json
 import logging
 import selectors
 import socket
-import subprocess
+import subprocess  # the workers  # nosec B404
 import sys
 import threading
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from roomkit.server.acceptor import listen
+from roomkit.server.acceptor import host_in_url, listen
 from roomkit.server.process import DRAIN_SLACK
 from roomkit.settings import Settings
 
@@ -71,8 +71,7 @@ class Supervisor:
     def url(self) -> str:
         """What a browser opens."""
         host, port = self._listening.getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        return f"http://{host}:{port}"
+        return f"http://{host_in_url(host)}:{port}"
 
     @property
     def pids(self) -> list[int]:
@@ -175,7 +174,7 @@ class _Worker:
         """Start the process; it says ``ready`` on its standard output when it serves."""
         descriptors = [sock.fileno() for sock in (listening, inbox, *senders)]
         self.started_at = monotonic()
-        self.process = subprocess.Popen(
+        self.process = subprocess.Popen(  # this interpreter, fixed arguments, no shell  # nosec B603
             [sys.executable, "-m", "roomkit.server.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -33,6 +33,7 @@ log = logging.getLogger("roomkit.websocket")
 _TEXT = 0x81  # first bytes of frames: FIN and the opcode (RFC 6455, section 5.2)
 _PONG = 0x8A
 _PING_FRAME = b"\x89\x00"
+_FRAGMENT_COST = 0.1  # of a message, for the rate: without it fragments would be work for nothing
 _ABNORMAL = 1006  # RFC 6455, section 7.1.5: no close frame was seen
 _NO_STATUS = 1005
 
@@ -40,7 +41,7 @@ _NO_STATUS = 1005
 class Session(Protocol):
     """What a connection does with what it receives. Every method is called by the connection's I/O thread: be quick.
 
-    An exception is logged and closes the connection with 1011.
+    An exception, SystemExit too, is logged and closes the connection with 1011.
     """
 
     def on_open(self, connection: WebSocketConnection) -> None:
@@ -103,6 +104,7 @@ class WebSocketConnection(SocketHandler):
     """
 
     __slots__ = (
+        "_asked_at",
         "_close_at",
         "_close_code",
         "_close_reason",
@@ -158,10 +160,11 @@ class WebSocketConnection(SocketHandler):
         self._close_reason = ""
         self._close_sent = False
         self._close_at = 0.0
-        self._failed = False  # by the peer's violation of the protocol: nothing more can be read
+        self._failed = False  # by the peer's violation of the protocol or of a limit: nothing more is read
         self._frame_left = 0  # bytes until the end of the frame of which a part was written
         self.heard_at = reactor.now
         self._pinged_at = 0.0
+        self._asked_at = 0.0  # the first ping since something was heard, if it is later than that
         # A token bucket as one number: how many messages more were sent than the rate allows, at _tokens_at.
         self._debt = 0.0
         self._tokens_at = reactor.now
@@ -183,7 +186,7 @@ class WebSocketConnection(SocketHandler):
             self.session.on_open(self)
             if received:
                 self._receive(received)
-        except Exception:
+        except BaseException:
             self._session_failed()
 
     # Sending.
@@ -321,7 +324,7 @@ class WebSocketConnection(SocketHandler):
                 if not self._closing:
                     try:
                         self._receive(data)
-                    except Exception:
+                    except BaseException:
                         self._session_failed()
 
     def _session_failed(self) -> None:
@@ -342,14 +345,12 @@ class WebSocketConnection(SocketHandler):
             data = self._tail + data
             self._tail = b""
         at, end = 0, len(data)
-        while at < end and self.alive:
+        while at < end and self.alive and not self._failed:
             if self._slow_left:
                 piece = data[at : at + self._slow_left]
                 self._slow_left -= len(piece)
                 at += len(piece)
                 self._receive_slow(piece)
-                if self._failed:
-                    return
                 continue
             if end - at < 2:
                 break
@@ -374,7 +375,9 @@ class WebSocketConnection(SocketHandler):
             self._slow_left = length
             if not first & 8:  # a data frame; control frames may come in the middle of a message
                 self._in_message = not first & 0x80
-        if at < end and self.alive:
+                if not first & 0x0F:  # a continuation
+                    self.spend(_FRAGMENT_COST)
+        if at < end and self.alive and not self._failed:
             self._tail = data[at:]
 
     def _receive_slow(self, data: bytes) -> None:
@@ -387,7 +390,7 @@ class WebSocketConnection(SocketHandler):
                 if self._close_code is None:
                     self._on_data(event)
             elif isinstance(event, Ping):
-                if self._close_code is None and self.spend():
+                if self.spend() and self._close_code is None:
                     self._replies.append(bytes(ws.send(Pong(bytes(event.payload)))))
                     self.mark_dirty()
             elif isinstance(event, Pong):
@@ -395,7 +398,7 @@ class WebSocketConnection(SocketHandler):
             elif isinstance(event, CloseConnection):
                 self._on_close_frame(event)
                 return
-            if not self.alive:
+            if not self.alive or self._failed:
                 return
 
     def _on_data(self, event: Message[Any]) -> None:
@@ -406,11 +409,11 @@ class WebSocketConnection(SocketHandler):
         self._received += len(data) if not isinstance(data, str) or data.isascii() else len(data.encode())
         if limits.max_message_size and self._received > limits.max_message_size:
             self.hub.tally.add("limited", "message_size")
-            self.close(CLOSE["too_big"], f"a message has at most {limits.max_message_size} bytes")
+            self._stop_reading(CLOSE["too_big"], f"a message has at most {limits.max_message_size} bytes")
             return
         if limits.max_fragments and self._fragments > limits.max_fragments:
             self.hub.tally.add("limited", "fragments")
-            self.close(CLOSE["too_big"], f"a message has at most {limits.max_fragments} fragments")
+            self._stop_reading(CLOSE["too_big"], f"a message has at most {limits.max_fragments} fragments")
             return
         if not event.message_finished:
             if data:
@@ -433,14 +436,20 @@ class WebSocketConnection(SocketHandler):
             if self._close_sent:
                 self._closing = True
         else:  # a violation: wsproto says which, and has lost its way; what follows is thrown away
-            self.hub.tally.add("protocol_errors")
-            if self._close_code is None:
-                self._close_code, self._close_reason = code, (event.reason or "")[:100]
-            self._failed = self._closing = True
-            self.mark_dirty()
+            if code == CLOSE["too_big"]:  # what it inflates to, see BoundedDeflate
+                self.hub.tally.add("limited", "message_size")
+            else:
+                self.hub.tally.add("protocol_errors")
+            self._stop_reading(code, (event.reason or "")[:100])
 
-    def spend(self) -> bool:
-        """Account for one message; False: over the rate, and past twice the burst the connection is closed (4529)."""
+    def _stop_reading(self, code: int, reason: str) -> None:
+        """Close, and read nothing more, not even the answer: a flood would cost as much until it came."""
+        self.close(code, reason)
+        self._failed = self._closing = True
+        self.mark_dirty()
+
+    def spend(self, cost: float = 1.0) -> bool:
+        """Account for one message, or a part of one; False: over the rate. Past twice the burst it is closed (4529)."""
         limits = self.hub.limits
         rate = limits.message_rate
         if not rate:
@@ -448,12 +457,12 @@ class WebSocketConnection(SocketHandler):
         now = self.reactor.now
         debt = self._debt - (now - self._tokens_at) * rate
         self._tokens_at = now
-        self._debt = debt = 1.0 if debt < 0.0 else debt + 1.0
+        self._debt = debt = cost if debt < 0.0 else debt + cost
         if debt <= limits.message_burst:
             return True
         self.hub.tally.add("limited", "message_rate")
         if debt > 2 * limits.message_burst + 1:
-            self.close(CLOSE["over_limit"], f"more than {rate:g} messages a second")
+            self._stop_reading(CLOSE["over_limit"], f"more than {rate:g} messages a second")
         return False
 
     # Time.
@@ -469,26 +478,42 @@ class WebSocketConnection(SocketHandler):
     def _expect_life(self) -> None:
         """Be visited when a ping is due, or silence has lasted too long: a little late, together with many others."""
         limits = self.hub.limits
-        due = inf
-        if limits.pong_timeout:
-            due = self.heard_at + limits.pong_timeout
+        due = self._silent_too_long_at()
         if limits.ping_interval:
             due = min(due, max(self.heard_at, self._pinged_at) + limits.ping_interval)
         if due < inf:
             self.reactor.visit(self, due, min(1.0, (limits.ping_interval or limits.pong_timeout) / 20))
+
+    def _silent_too_long_at(self) -> float:
+        """When silence has lasted too long: not before a ping, however late it was, had its time to be answered."""
+        limits = self.hub.limits
+        if not limits.pong_timeout:
+            return inf
+        due = self.heard_at + limits.pong_timeout
+        if not limits.ping_interval:
+            return due
+        if self._asked_at <= self.heard_at:  # a process that stood still has asked nobody
+            return inf
+        return max(due, self._asked_at + limits.pong_timeout - limits.ping_interval)
 
     def on_visit(self, now: float) -> None:
         """See reactor.Visited: the heartbeat."""
         limits = self.hub.limits
         if self._close_sent:
             return
-        if limits.pong_timeout and now >= self.heard_at + limits.pong_timeout:
+        if now >= self._silent_too_long_at():
+            if self.has_input():  # an answer that nobody came to read yet
+                self.heard_at = now
+                self._expect_life()
+                return
             # What we sent ourselves is no sign of the client's life; neither is what the kernel took.
             self.hub.tally.add("heartbeats_lost")
             self.close(CLOSE["heartbeat_lost"], f"nothing was heard for {limits.pong_timeout:g} s")
             return
         if limits.ping_interval and now >= max(self.heard_at, self._pinged_at) + limits.ping_interval:
             self._pinged_at = now
+            if self._asked_at <= self.heard_at:
+                self._asked_at = now
             if self._close_code is None:
                 self.write(_PING_FRAME)
         self._expect_life()

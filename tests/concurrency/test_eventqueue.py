@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from queue import Empty, Full
 
 import pytest
 from hypothesis import settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.fakes import PATIENCE, eventually, join, raise_any, run_together, start_thread
 
-from roomkit.concurrency.eventqueue import EventQueue, Gap
+from roomkit.concurrency.eventqueue import Entry, EventQueue, Gap
 
 KINDS = st.sampled_from(["message", "ready", "song"])
 KEYS = st.sampled_from(["a", "b"])
@@ -332,3 +333,21 @@ def test_nothing_is_lost_between_many_producers_and_one_consumer() -> None:
     assert told == queue.dropped
     assert len(received) + told["message"] == last == 2000
     assert queue.load == 0
+
+
+def test_it_is_a_queue_like_any_other() -> None:
+    """What is known of queue.Queue holds: put, get, size, full, join; nobody finds a condition missing."""
+    queue = EventQueue(2)
+    first, second = Entry("a", 1), Entry("b", 2)
+    for entry in (first, second):
+        queue.put_nowait(entry)
+    assert (queue.qsize(), queue.full(), queue.empty()) == (2, True, False)
+    with pytest.raises(Full):
+        queue.put(second, timeout=0.01)
+    assert (queue.get_nowait(), queue.get()) == (first, second)
+    with pytest.raises(Empty):
+        queue.get(timeout=0.01)
+    for _ in range(2):
+        queue.task_done()
+    queue.join()
+    assert Gap(1, 4, {"message": 2, "player_ready": 1}).dropped == 3

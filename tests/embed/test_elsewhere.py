@@ -13,9 +13,9 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import pytest
-from conftest import need
 from support.bench import open_sockets
 from support.fakes import PATIENCE, eventually
+from support.needs import need_package
 from support.rest import Answer, request
 from support.ws import HandshakeFailed, WsClient
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
@@ -213,7 +213,7 @@ def test_nothing_runs_before_the_first_request(wsgiref: Any) -> None:
 
 def test_a_server_of_its_own_beside_a_flask_site() -> None:
     """Server(rooms).start() in a process that runs a Flask site: two ports, the same rooms, threads named and ended."""
-    need("flask")
+    need_package("flask")
     from flask import Flask
     from werkzeug.serving import WSGIRequestHandler as Handler
     from werkzeug.serving import make_server

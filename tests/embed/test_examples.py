@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import need
+from support.needs import need_package
 from support.ws import HandshakeFailed, WsClient
 from support.wsgi import ROOT, WsgiProcess
 
@@ -21,7 +21,7 @@ def example() -> Iterator[Callable[[str, str], WsgiProcess]]:
     made: list[WsgiProcess] = []
 
     def run(name: str, server: str) -> WsgiProcess:
-        need(name.partition("_")[0], *(["gunicorn"] if server == "gunicorn" else []))
+        need_package(name.partition("_")[0], *(["gunicorn"] if server == "gunicorn" else []))
         command = [f"{name}.py"]
         if server == "gunicorn":
             callable_name = "app" if name.startswith("flask") else "application"

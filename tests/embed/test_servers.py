@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from conftest import start
 from support.fakes import eventually
 from support.rest import ask, request
 from support.ws import PATIENCE, TEXT, HandshakeFailed, WsClient, dial, frame, upgrade_request
-from support.wsgi import WsgiProcess
+from support.wsgi import WsgiProcess, start
 
 SERVERS = [
     ("flask", "werkzeug"),

@@ -9,11 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import start
 from support.fakes import eventually
 from support.rest import request
 from support.ws import TEXT, WsClient, frame
-from support.wsgi import WsgiProcess
+from support.wsgi import WsgiProcess, start
 
 CLIENTS = 200
 MANY_THREADS = ["--threads", str(CLIENTS + 10), "--worker-connections", str(CLIENTS + 20)]
@@ -67,7 +66,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["werkzeug", "gthread"])
+@pytest.fixture(params=["werkzeug", "gthread"])
 def secure(request: pytest.FixtureRequest, certificate: Path) -> Iterator[WsgiProcess]:
     """The Flask site behind TLS."""
     cert, key = str(certificate / "cert.pem"), str(certificate / "key.pem")
@@ -103,7 +102,7 @@ def test_tls(secure: WsgiProcess, certificate: Path) -> None:
 
 
 def test_tls_ends_with_the_server(secure: WsgiProcess, certificate: Path) -> None:
-    """1012 here too (the last test of its server)."""
+    """1012 here too."""
     trust = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
     with WsClient(("localhost", secure.port), tls=trust, room_id="room", player_id="eve") as eve:
         eve.expect("welcome")

@@ -20,10 +20,11 @@ def absent(what: str) -> None:
     pytest.skip(reason)
 
 
-def need_package(name: str) -> None:
-    """Skip (or fail) unless this package can be imported."""
-    if importlib.util.find_spec(name) is None:
-        absent(f"the package {name}")
+def need_package(*names: str) -> None:
+    """Skip (or fail) unless these packages can be imported."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            absent(f"the package {name}")
 
 
 def need_program(name: str) -> str:

@@ -20,7 +20,7 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 CONTINUATION = 0
 
 #: The longest wait; it is only ever reached by a failure.
-PATIENCE = 10.0
+PATIENCE = 20.0
 
 
 class HandshakeFailed(Exception):

@@ -11,8 +11,10 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from support.fakes import PATIENCE, eventually
+from support.needs import need_package
 
 import roomkit
 
@@ -144,3 +146,9 @@ class WsgiProcess:
             return self.wait()
         finally:
             self.kill()
+
+
+def start(site: str, server: str, *flags: str, **options: Any) -> WsgiProcess:
+    """A site on a server; without their packages the test is skipped, or fails."""
+    need_package(site, *(["gunicorn"] if server in ("gthread", "sync") else []))
+    return WsgiProcess(f"{site}_site", server, *flags, **options)

@@ -77,6 +77,8 @@ class Player:
         "state",
     )
 
+    decode: Callable[[bytes], Any] = staticmethod(_decode)
+
     def __init__(
         self,
         poll: select.epoll,
@@ -102,17 +104,17 @@ class Player:
         self._key = base64.b64encode(os.urandom(16))
         self._mask = select.EPOLLIN | select.EPOLLOUT
 
-    def connect(self, family: int, address: tuple[Any, ...], host: str, prefix: str, now: int) -> None:
-        """Begin. OSError: there is no socket to be had, or no way there."""
+    def connect(self, family: int, address: tuple[Any, ...], host: str, prefix: str, now: int, **query: object) -> None:
+        """Begin; ``query``: more than who comes where. OSError: there is no socket to be had, or no way there."""
         self.began = now
         self.sock = sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect_ex(address)  # what goes wrong is told when the socket becomes ready
-            query = urlencode({"room_id": self.room.id, "player_id": self.id})
+            target = f"{prefix}/ws?{urlencode({'room_id': self.room.id, 'player_id': self.id, **query})}"
             self._out = (
-                f"GET {prefix}/ws?{query} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"GET {target} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 f"Sec-WebSocket-Key: {self._key.decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n"
             ).encode("ascii")
             self.fd = sock.fileno()
@@ -212,7 +214,7 @@ class Player:
 
     def _message(self, payload: bytes, now: int) -> None:
         try:
-            message = _decode(payload)
+            message = self.decode(payload)
         except msgspec.DecodeError:
             self.end("a message that is not roomkit's")
             return

@@ -1,0 +1,1 @@
+"""roomkit on a virtual clock under a seeded scheduler: docs/simulation.md. ``python -m tests.simulation`` runs it."""

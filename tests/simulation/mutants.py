@@ -1,0 +1,388 @@
+"""``python -m tests.simulation.mutants``: breaks the real code on purpose, one place at a time, and shows that the
+simulation finds each.
+
+A mutant is a text to be found exactly once in a module, and what stands there instead: a lock that is not taken, a
+check that is made too early. Each is run in a process of its own, which puts the text in place while it imports.
+Exit 1 when one survives, or when its old text is not there any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Edit(NamedTuple):
+    """In ``roomkit/FILE``: ``old``, which stands there once, becomes ``new``."""
+
+    file: str
+    old: str
+    new: str
+
+
+class Mutant(NamedTuple):
+    """A fault. ``scenario``: where to look for it."""
+
+    name: str
+    edits: tuple[Edit, ...]
+    scenario: str = "any"
+    grain: str | None = None
+
+
+def _one(name: str, file: str, old: str, new: str, scenario: str = "any", grain: str | None = None) -> Mutant:
+    return Mutant(name, (Edit(file, old, new),), scenario, grain)
+
+
+_RECHECK = "                if room.expire():  # checks again, under the room's lock\n"
+_ATTACH = "        self.execute(command, attach)\n        return done[0]\n"
+_LATE = ("self.execute(command, attach)", "attach(self.execute(command))")
+_CAPACITY = "        if len(self.seats) >= self.config.max_players:\n"
+_EARLY = "        if self.player_count >= self._config.max_players and player_id not in self._machine.seats:\n"
+_EARLY += '            raise RoomFull("full")\n'
+_RESERVE_RELEASED = "                fanout.queue.release(reserved)\n"
+_DRAIN = "            entries, self.queue = self.queue, []\n"
+_PARK = """                if not self._wanted:  # stopped, or nothing came: park
+                    self._thread = None
+                    return
+                self._wanted = False
+"""
+_PARK_LATE = """                wanted, self._wanted = self._wanted, False
+            if not wanted:
+                self._thread = None
+                return
+"""
+_SNAPSHOT = "self._snapshot = machine.snapshot() if self._was_read else None\n"
+_COUNTED = '        runtime.tally.add("operations", type(command).__name__)\n'
+
+MUTANTS = (
+    Mutant(
+        "write lock not taken",
+        (
+            Edit(
+                "concurrency/rwlock.py", "        if not self._write.acquire(True, timeout):\n", "        if False:\n"
+            ),
+            Edit("concurrency/rwlock.py", "        self._write.release()\n", "        pass\n"),
+        ),
+    ),
+    Mutant(
+        "read lock not taken",
+        (
+            Edit("concurrency/rwlock.py", "        if not reader.acquire(timeout=timeout):\n", "        if False:\n"),
+            Edit("concurrency/rwlock.py", "            reader.release()\n", "            pass\n"),
+        ),
+    ),
+    Mutant(
+        "events queued after the lock is released",
+        (
+            Edit("room.py", "reserved, dropped = fanout.publish_locked(events, reserved, key)\n", "pass\n"),
+            Edit(
+                "room.py",
+                "                fanout.published(len(events), dropped)\n",
+                "                fanout.publish_locked(events, 0, None)\n"
+                "                fanout.published(len(events), dropped)\n",
+            ),
+        ),
+    ),
+    _one("reaper takes a room away without looking again", "manager.py", _RECHECK, "                if True:\n"),
+    _one(
+        "room that becomes due while it is swept is not closed",
+        "room.py",
+        "return gone or (machine.closed and machine.expired_reason(self._runtime.clock()) is not None)",
+        "return gone or machine.expired_reason(self._runtime.clock()) is not None",
+        "expiry",
+    ),
+    _one("reservation released twice", "room.py", _RESERVE_RELEASED, _RESERVE_RELEASED * 2),
+    _one("reservation not released", "room.py", _RESERVE_RELEASED, "                pass\n"),
+    _one(
+        "drain loses what is appended meanwhile",
+        "concurrency/eventqueue.py",
+        "        with self.mutex:\n" + _DRAIN,
+        "        entries = list(self.queue)\n        with self.mutex:\n            self.queue = []\n",
+    ),
+    _one("wake lost between looking and parking", "concurrency/worker.py", _PARK, _PARK_LATE),
+    Mutant(
+        "_wanted cleared after the work",
+        (
+            Edit("concurrency/worker.py", _PARK, _PARK.replace("                self._wanted = False\n", "")),
+            Edit(
+                "concurrency/worker.py",
+                "                self._work()\n",
+                "                self._work()\n                self._wanted = False\n",
+            ),
+        ),
+    ),
+    _one(
+        "worker asked to stop leaves its last run out",
+        "concurrency/worker.py",
+        "if not self._wanted:  # stopped",
+        "if self._stopping or not self._wanted:  # stopped",
+        "shutdown",
+    ),
+    _one("resume attached after the lock is released", "room.py", _ATTACH, _ATTACH.replace(*_LATE), "resume"),
+    Mutant(
+        "capacity looked at before the lock",
+        (
+            Edit("core/state.py", _CAPACITY, "        if False:\n"),
+            Edit(
+                "room.py",
+                "        command = c.AddPlayer(",
+                _EARLY + "        command = c.AddPlayer(",
+            ),
+            Edit("room.py", "        command = c.Join(\n", _EARLY + "        command = c.Join(\n"),
+            Edit("room.py", "ShuttingDown\nfrom roomkit.fanout", "RoomFull, ShuttingDown\nfrom roomkit.fanout"),
+        ),
+        "crowd",
+    ),
+    _one("drop not counted", "concurrency/eventqueue.py", "        self.dropped[kind] += 1\n", "", "drops"),
+    _one(
+        "drop not announced when nothing follows",
+        "fanout.py",
+        "        if waiting or dropped:\n",
+        "        if waiting > dropped:\n",
+        "drops",
+    ),
+    _one(
+        "gap hung on the wrong entry",
+        "concurrency/eventqueue.py",
+        "            entry.gap = self._take_gap()\n",
+        "            (self.queue[0] if self.queue else entry).gap = self._take_gap()\n",
+        "drops",
+    ),
+    _one(
+        "gap lost with the entry that is replaced",
+        "concurrency/eventqueue.py",
+        "        if older.gap is not None:\n",
+        "        if False:\n",
+        "drops",
+    ),
+    _one(
+        "who joins while the room closes is left open",
+        "room.py",
+        "machine.seq, first, closed=machine.closed)",
+        "machine.seq, first, closed=False)",
+    ),
+    _one(
+        "who joins after shutdown is told nothing",
+        "room.py",
+        "                if self._fanout.stopped and self._machine.closed:",
+        "                if False:",
+        "shutdown",
+    ),
+    _one(
+        "nearer deadline of a room that is being swept is lost",
+        "manager.py",
+        "            if known is not None and deadline >= known:",
+        "            if known is None or deadline >= known:",
+        "expiry",
+    ),
+    _one(
+        "somebody else's sweep does not wake the reaper",
+        "manager.py",
+        "            if reaper is not None:  # it may have fallen asleep",
+        "            if False:  # it may have fallen asleep",
+        "expiry",
+    ),
+    _one(
+        "heap entry of an old deadline honoured",
+        "core/expiry.py",
+        "                return\n            del self._keys[known[1]]\n",
+        "                return\n",
+    ),
+    _one(
+        "wake of the reaper lost before it sleeps",
+        "reaper.py",
+        "if pause > 0 and not self._woken and not self._stopping:",
+        "if pause > 0 and not self._stopping:",
+        "expiry",
+    ),
+    _one(
+        "limits looked at before the manager's lock only",
+        "manager.py",
+        "        with self._lock:\n            self._check_limits_locked(room.id, owner)\n            self._rooms",
+        "        with self._lock:\n            self._rooms",
+    ),
+    _one(
+        "loss of a replaced connection drops the new one",
+        "room.py",
+        "lambda: fanout.find_locked(link.player_id) is link)",
+        "lambda: True)",
+        "resume",
+    ),
+    _one(
+        "counter without its lock",
+        "metrics.py",
+        "        with self._lock:\n            self._counts[name, label] += count\n\n    def add_many",
+        "        self._counts[name, label] += count\n\n    def add_many",
+        "any",
+        "opcodes",
+    ),
+    _one(
+        "hook called under the manager's lock",
+        "manager.py",
+        "                self._on_watermark(room, pressure)\n",
+        "                with self._lock:\n                    self._on_watermark(room, pressure)\n",
+        "drops",
+    ),
+    _one(
+        "room's lock taken under the manager's",
+        "manager.py",
+        "        deadline = room.next_deadline()\n        with self._lock:\n            self._check",
+        "        with self._lock:\n            deadline = room.next_deadline()\n            self._check",
+    ),
+    Mutant(
+        "snapshot replaced after the events are out",
+        (
+            Edit("room.py", _SNAPSHOT, "pass\n"),
+            Edit("room.py", _COUNTED, "        self._snapshot = None\n" + _COUNTED),
+        ),
+    ),
+    _one(
+        "who leaves is not told the rest",
+        "fanout.py",
+        "                    self._leaving[link] = None\n",
+        "",
+    ),
+    _one(
+        "a connection that failed gets more after its close",
+        "fanout.py",
+        "            if link.ended:\n                continue\n",
+        "",
+    ),
+    _one(
+        "subscriber's last gap not told",
+        "delivery.py",
+        "            self._tell_gap_locked()  # what was left out came after everything in the outbox\n",
+        "",
+    ),
+    _one(
+        "shutdown does not wait for subscribers",
+        "fanout.py",
+        "            end = subscription.join if ended else subscription.stop\n"
+        "            ended = end(max(0.0, deadline - monotonic())) and ended\n",
+        "            pass\n",
+        "shutdown",
+    ),
+)
+
+
+class _Overlay(importlib.machinery.SourceFileLoader):
+    """Imports a module of roomkit's with a mutant's texts in place."""
+
+    edits: tuple[Edit, ...] = ()
+
+    def get_data(self, path: str) -> bytes:
+        data = super().get_data(path)
+        return patch(data.decode(), self.edits).encode() if path.endswith(".py") else data
+
+    def path_stats(self, path: str) -> dict[str, int]:
+        raise OSError("no cache: neither read nor written")
+
+    def set_data(self, path: str, data: bytes, *, _mode: int = 0o666) -> None:
+        pass
+
+
+def patch(source: str, edits: tuple[Edit, ...]) -> str:
+    """The source with the edits made.
+
+    Raises:
+        ValueError: an old text is not there exactly once.
+    """
+    for edit in edits:
+        count = source.count(edit.old)
+        if count != 1:
+            raise ValueError(f"roomkit/{edit.file}: stands there {count} times, not once: {edit.old!r}")
+        source = source.replace(edit.old, edit.new)
+    return source
+
+
+def check(mutant: Mutant) -> None:
+    """Raise ValueError if the mutant cannot be made any more."""
+    for file in {edit.file for edit in mutant.edits}:
+        patch((ROOT / "roomkit" / file).read_text(), tuple(edit for edit in mutant.edits if edit.file == file))
+
+
+class _Finder:
+    def __init__(self, mutant: Mutant) -> None:
+        self._edits: dict[str, tuple[Edit, ...]] = {}
+        for edit in mutant.edits:
+            module = "roomkit." + edit.file.removesuffix(".py").replace("/", ".")
+            self._edits[module] = (*self._edits.get(module, ()), edit)
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> importlib.machinery.ModuleSpec | None:
+        edits = self._edits.get(name)
+        if edits is None:
+            return None
+        loader = _Overlay(name, str(ROOT / "roomkit" / edits[0].file))
+        loader.edits = edits
+        return importlib.util.spec_from_loader(name, loader)
+
+
+def hunt(mutant: Mutant, seeds: int) -> str:
+    """In this process: run the mutant until a seed kills it; what did."""
+    sys.meta_path.insert(0, _Finder(mutant))  # type: ignore[arg-type]
+    from .patch import patched
+    from .world import simulate
+
+    with patched():
+        for seed in range(seeds):
+            scheduler, _ = simulate(seed, mutant.scenario, grain=mutant.grain)
+            if scheduler.finding is not None:
+                return f"seed {seed}: {scheduler.finding}"
+    return ""
+
+
+def hunt_in_process(mutant: Mutant, seeds: int) -> tuple[str, float]:
+    """In a process of its own; what killed it ("": nothing did), and the seconds that it took."""
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "tests.simulation.mutants", "--hunt", mutant.name, "--seeds", str(seeds)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise RuntimeError(f"{mutant.name}: {done.stderr[-2000:]}")
+    return done.stdout.strip(), time.perf_counter() - began
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run all, or those whose names contain ``--only``; exit 1 when one survives."""
+    parser = argparse.ArgumentParser("python -m tests.simulation.mutants", description=__doc__)
+    parser.add_argument("--only", default="", help="a part of the name")
+    parser.add_argument("--seeds", type=int, default=1000, help="a mutant that lives through so many survives")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--markdown", action="store_true", help="print the table of docs/simulation.md")
+    parser.add_argument("--hunt", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.hunt:
+        print(hunt(next(mutant for mutant in MUTANTS if mutant.name == options.hunt), options.seeds))
+        return 0
+    chosen = [mutant for mutant in MUTANTS if options.only in mutant.name]
+    for mutant in chosen:
+        check(mutant)
+    survivors = 0
+    began = time.perf_counter()
+    with ThreadPoolExecutor(max(1, options.jobs)) as pool:
+        for mutant, (killed, seconds) in zip(
+            chosen, pool.map(lambda mutant: hunt_in_process(mutant, options.seeds), chosen), strict=True
+        ):
+            survivors += not killed
+            first = killed.splitlines()[0] if killed else "SURVIVED"
+            if options.markdown:
+                seed, _, found = first.partition(": ")
+                invariant, number = found.partition(":")[0], seed.removeprefix("seed ")
+                print(f"| {mutant.name} | `{mutant.scenario}` | {number} | {invariant} |", flush=True)
+            else:
+                print(f"{mutant.name}: {first[:160]} ({seconds:.1f} s)", flush=True)
+    print(f"{len(chosen)} mutants, {survivors} survived, {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

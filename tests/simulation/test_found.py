@@ -1,0 +1,146 @@
+"""What the simulation found in roomkit, each as a plain test."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import pytest
+from support.fakes import PATIENCE, Wire, join, start_thread
+
+from roomkit import Room, RoomConfig, RoomManager, ShuttingDown
+from roomkit.runtime import Runtime
+from roomkit.testing import InlineBroadcaster, ManualClock, RecordingConnection
+
+
+def by_hand(history_size: int = 256) -> tuple[Room, InlineBroadcaster]:
+    inline = InlineBroadcaster(by_hand=True)
+    config = RoomConfig(max_players=3, min_players=3, history_size=history_size, busy_timeout=0)
+    return Room("r", config, runtime=Runtime(ManualClock()), broadcaster=inline), inline
+
+
+@pytest.mark.parametrize("history_size", [0, 2, 256])
+def test_who_leaves_gets_what_is_queued_however_short_the_history(history_size: int) -> None:
+    """It was taken from the history: with less history than queue, events were lost in silence."""
+    room, inline = by_hand(history_size)
+    amy = RecordingConnection()
+    room.join("amy", amy)
+    inline.drain()
+    for number in range(5):
+        room.send_message("amy", {"n": number})
+    room.remove_player("amy")
+    room.send_message(None, {"n": "later"})
+    inline.drain()
+    assert amy.types[-7:] == ["message"] * 5 + ["player_left", "host_changed"]
+    assert amy.closed == (1000, "left")
+    assert amy.late_messages == []
+
+
+def test_who_leaves_and_comes_back_at_once_has_two_connections_in_order() -> None:
+    """The old one ends with its own leaving, the new one begins behind it."""
+    room, inline = by_hand()
+    old, new = RecordingConnection(), RecordingConnection()
+    room.join("amy", old)
+    room.remove_player("amy")
+    room.join("amy", new)
+    inline.drain()
+    assert old.types == ["welcome", "player_left", "host_changed"]
+    assert old.closed == (1000, "left")
+    assert new.types == ["welcome"]
+    assert new.closed is None
+    assert room.connection_count == 1
+
+
+def test_a_connection_that_failed_gets_nothing_after_its_close() -> None:
+    """Its player left while it failed: that was delivered to it after it had been closed."""
+    room, inline = by_hand()
+
+    def fail_once(batch: object) -> None:
+        wire._on_deliver = None
+        room.remove_player("amy")
+        raise ConnectionResetError
+
+    wire = Wire()
+    room.join("amy", wire)
+    inline.drain()
+    wire._on_deliver = fail_once
+    room.send_message("amy", {})
+    inline.drain()
+    inline.drain()
+    assert [code for code, _ in wire.closes] == [1011]
+    assert wire.types == ["welcome"]
+    assert wire.late_messages == []
+
+
+def test_a_room_that_becomes_due_while_it_is_swept_is_closed_before_it_is_taken_away() -> None:
+    """Time passes between looking at what is due and looking whether the room is: it was removed as it stood."""
+    readings = deque([0.0, 299.9])
+    room = Room("r", runtime=Runtime(lambda: readings.popleft() if readings else 300.1))
+    assert not room.expire()
+    assert room.status == "waiting"
+    assert room.expire()
+    assert room.status == "closed"
+
+
+def test_a_deadline_that_comes_nearer_during_a_sweep_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The room is out of the heap while it is looked at; who dropped at that moment kept the room alive for long."""
+    clock = ManualClock()
+    manager = RoomManager(RoomConfig(reconnect_grace=10, empty_ttl=20), clock=clock, wall_clock=clock.wall)
+    manager.use_broadcaster(InlineBroadcaster())
+    room = manager.create_room("r")
+    clock.advance(19)
+    room.join("amy", RecordingConnection())  # now only its lifetime ends it, but the heap says 20
+    clock.advance(1)
+    look = Room.next_deadline
+
+    def look_and_then_drop(room: Room) -> float:
+        deadline = look(room)
+        monkeypatch.undo()
+        room.remove_connection("amy")
+        return deadline
+
+    monkeypatch.setattr(Room, "next_deadline", look_and_then_drop)
+    assert manager.cleanup() == []
+    clock.advance(10)
+    manager.cleanup()
+    assert room.player_count == 0
+    clock.advance(10)
+    assert manager.cleanup() == ["r"]
+    manager.shutdown()
+
+
+def test_who_comes_back_after_the_shutdown_is_refused() -> None:
+    """Nobody was left to tell it anything: it got neither a welcome nor a close."""
+    manager = RoomManager()
+    room = manager.create_room("r")
+    token = room.add_player("amy").token
+    assert manager.shutdown(PATIENCE)
+    late = RecordingConnection()
+    with pytest.raises(ShuttingDown):
+        room.join("amy", late, token=token)
+    assert late.messages == []
+    assert late.closes == []
+    assert room.queue_depth == 0
+
+
+def test_shutdown_waits_for_a_room_that_is_read() -> None:
+    """It gave up after the room's busy_timeout, left it open, and said that all was well."""
+    manager = RoomManager(RoomConfig(busy_timeout=0.01))
+    room = manager.create_room("r")
+    reading, begun = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with room.reading():
+            reading.set()
+            assert begun.wait(PATIENCE)
+            begun.clear()
+            begun.wait(0.2)  # many times the busy_timeout, and nothing that could be waited for instead
+
+    reader = start_thread(read)
+    assert reading.wait(PATIENCE)
+    ended: list[bool] = []
+    stopper = start_thread(lambda: ended.append(manager.shutdown(PATIENCE)))
+    begun.set()
+    join(reader, stopper)
+    assert ended == [True]
+    assert room.status == "closed"

@@ -1,0 +1,272 @@
+"""The library on a virtual clock under a seeded scheduler: that nothing is found, and that it would be."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+import roomkit.concurrency.worker
+import roomkit.manager
+
+from . import primitives as p
+from .__main__ import digest, main
+from .knobs import SCENARIOS
+from .mutants import ROOT
+from .patch import patched, real_locks_of, real_ones
+from .scheduler import Finding, Scheduler, activate
+from .world import simulate
+
+SEEDS = 2000
+PARTS = 10
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_nothing_is_found(part: int) -> None:
+    """Two thousand interleavings of players, server code, broadcasters and reaper keep every invariant."""
+    operations = 0
+    with patched():
+        for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
+            scheduler, world = simulate(seed)
+            assert scheduler.finding is None, f"python -m tests.simulation --seed {seed}: {scheduler.finding}"
+            assert not scheduler.alive()
+            operations += world.operations
+    assert operations > 10 * SEEDS // PARTS  # it did something
+
+
+def test_the_scenarios_reach_what_they_are_for() -> None:
+    """Between them the seeds see drops, gaps, replays, full rooms, busy rooms, watermarks, expiry and shutdown."""
+    seen: set[str] = set()
+    with patched():
+        for scenario in SCENARIOS:
+            for seed in range(20):
+                _, world = simulate(seed, scenario, grain="locks")
+                seen |= set(world.outcomes)
+                if any(wire.replayed_up_to for wire in world.wires):
+                    seen.add("replayed")
+                if any(wire.stream is not None and wire.stream.announced for wire in world.wires):
+                    seen.add("told of a gap")
+                if any(wire.stream is not None and wire.stream.replaced for wire in world.wires):
+                    seen.add("replaced")
+                seen |= {f"closed {code}" for wire in world.wires for code, _ in wire.closes}
+    wanted = {"room_busy", "room_full", "watermark", "shutting_down", "limit_exceeded", "room_exists", "not_host"}
+    wanted |= {"invalid_transition", "player_banned", "room_locked", "replayed", "told of a gap", "replaced", "expired"}
+    wanted |= {"closed 1000", "closed 1012", "closed 4503", "closed 4509", "closed 4510", "closed 1011", "log: a"}
+    assert not wanted - seen
+
+
+@pytest.mark.parametrize("grain", ["locks", "lines", "opcodes"])
+def test_a_seed_is_a_run(grain: str) -> None:
+    """The same seed does the same twice, and in a new process with other hashes; another seed does something else."""
+    with patched():
+        for seed in range(5):  # so that what a process keeps between runs would show
+            simulate(seed)
+        first, again, other = digest(7, grain=grain), digest(7, grain=grain), digest(8, grain=grain)
+    assert first == again != other
+    for hash_seed in ("1", "2"):
+        command = [sys.executable, "-m", "tests.simulation", "--seed", "7", "--grain", grain, "--digest"]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert done.stdout.strip() == first
+
+
+def test_a_seed_prints_its_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--seed`` prints the knobs, the schedule and the numbered steps."""
+    assert main(["--seed", "3", "--trace", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert "seed 3, scenario=" in printed
+    assert "apply Join" in printed
+    assert "nothing was found" in printed
+
+
+def find(body: Callable[[], None], seed: int = 0) -> Finding | None:
+    """What a small run of its own finds."""
+    scheduler = Scheduler(seed, grain="locks")
+    activate(scheduler)
+    try:
+        return scheduler.run(body)
+    finally:
+        activate(None)
+        assert not scheduler.alive()
+
+
+def test_a_deadlock_is_found_with_every_threads_stack() -> None:
+    """Two threads that take two locks in opposite order: some seed stops both, and the report shows where."""
+
+    def both_ways() -> None:
+        one, two = p.Lock("test"), p.Lock("test")
+
+        def forth() -> None:
+            with one, two:
+                pass
+
+        def back() -> None:
+            with two, one:
+                pass
+
+        threads = [p.Thread(target=forth, name="forth"), p.Thread(target=back, name="back")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    found = [finding for seed in range(300) if (finding := find(both_ways, seed)) is not None]
+    assert found
+    assert found[0].kind == "deadlock"
+    assert "forth waits for" in str(found[0])
+    assert "with two, one" in str(found[0])
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        ("roomkit.metrics", "roomkit.manager"),
+        ("roomkit.metrics", "roomkit.delivery"),
+        ("roomkit.manager", "roomkit.concurrency.eventqueue"),
+        ("roomkit.concurrency.eventqueue", "roomkit.manager"),
+    ],
+)
+def test_a_lock_taken_against_the_order_is_found(outer: str, inner: str) -> None:
+    """Whatever the interleaving: the order itself is looked at, not the deadlock that might follow."""
+
+    def wrong() -> None:
+        with p.Lock(outer), p.Lock(inner):
+            pass
+
+    finding = find(wrong)
+    assert finding is not None
+    assert finding.kind == "lock order"
+
+
+def test_the_order_that_is_written_down_is_allowed() -> None:
+    """A queue's mutex, and a leaf under it."""
+
+    def right() -> None:
+        with p.Lock("roomkit.concurrency.eventqueue"), p.Lock("roomkit.metrics"):
+            pass
+        with p.Lock("roomkit.manager"), p.Lock("roomkit.metrics"):
+            pass
+
+    assert find(right) is None
+
+
+def test_a_hook_under_a_lock_is_found() -> None:
+    """What is called from outside the library holds nothing."""
+
+    def wrong() -> None:
+        scheduler = p.active()
+        p.check_no_locks(scheduler, "a hook")
+        with p.Lock("roomkit.metrics"):
+            p.check_no_locks(scheduler, "a hook")
+
+    finding = find(wrong)
+    assert finding is not None
+    assert finding.kind == "called under a lock"
+
+
+def test_a_thread_that_dies_is_found() -> None:
+    """Also one that nobody joins."""
+
+    def wrong() -> None:
+        p.Thread(target=lambda: 1 / 0, name="victim").start()
+        p.sleep(1)
+
+    finding = find(wrong)
+    assert finding is not None
+    assert finding.kind == "a thread died"
+    assert "ZeroDivisionError" in str(finding)
+
+
+def test_time_is_virtual() -> None:
+    """An hour of waiting, in a lock, a condition, an event, a join and a sleep, takes no time."""
+    passed = []
+
+    def wait() -> None:
+        lock, condition, event = p.Lock("test"), p.Condition(p.Lock("test")), p.Event()
+        sleeper = p.Thread(target=lambda: p.sleep(3600), name="sleeper")
+        sleeper.start()
+        began = p.clock()
+        lock.acquire()
+        assert not lock.acquire(timeout=600)
+        with condition:
+            assert not condition.wait(600)
+            assert not condition.wait_for(lambda: False, 600)
+        assert not event.wait(600)
+        sleeper.join(600)
+        assert sleeper.is_alive()
+        p.sleep(600)
+        passed.append(p.clock() - began)
+
+    began = time.perf_counter()
+    assert find(wait) is None
+    assert 3600 <= passed[0] < 3601
+    assert time.perf_counter() - began < 30
+
+
+def test_a_condition_wakes_who_waits_and_gives_the_lock_back() -> None:
+    """The primitives behave as the real ones: notify wakes one, notify_all the rest, each with the lock held."""
+    woken: list[str] = []
+
+    def play() -> None:
+        condition = p.Condition(p.Lock("test"))
+        ready: list[str] = []
+
+        def wait(name: str) -> None:
+            with condition:
+                ready.append(name)
+                assert condition.wait(5)
+                assert condition._lock.locked()
+                woken.append(name)
+
+        threads = [p.Thread(target=wait, args=(name,), name=name) for name in "abc"]
+        for thread in threads:
+            thread.start()
+        p.sleep(1)
+        assert len(ready) == 3
+        with condition:
+            condition.notify()
+        p.sleep(1)
+        assert len(woken) == 1
+        with condition:
+            condition.notify_all()
+        for thread in threads:
+            thread.join()
+        with pytest.raises(RuntimeError):
+            condition.notify()
+        with pytest.raises(RuntimeError):
+            p.Lock("test").release()
+
+    for seed in range(20):
+        woken.clear()
+        assert find(play, seed) is None
+        assert len(woken) == 3
+
+
+def test_no_real_primitive_is_left_in_a_run() -> None:
+    """Not in the modules and not in what they have made; and afterwards all are the real ones again."""
+    with patched():
+        assert real_ones() == []
+        assert roomkit.concurrency.worker.threading is not threading
+        for seed in range(5):
+            _, world = simulate(seed)
+            assert real_locks_of(world.manager, *world.rooms) == []
+    assert "roomkit.concurrency.worker.threading" in real_ones()
+    assert roomkit.concurrency.worker.threading is threading
+    assert roomkit.manager.time is time
+    assert roomkit.manager.random is random
+    with roomkit.RoomManager() as rooms:
+        assert rooms.create_room("r").add_player("amy").id == "amy"
+        assert real_locks_of(rooms)

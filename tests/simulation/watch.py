@@ -1,0 +1,151 @@
+"""Looks at the real code while it runs: what a room's machine does, who holds a room's lock, what operations count.
+
+These wrappers change nothing; they tell the world of the run (``world.py``), which judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import roomkit.core.events
+import roomkit.manager
+import roomkit.room
+from roomkit.concurrency.rwlock import RWLock
+from roomkit.core.commands import Command
+from roomkit.core.events import Event
+from roomkit.core.snapshot import RoomState
+from roomkit.core.state import RoomMachine
+from roomkit.manager import RoomManager
+from roomkit.room import Room
+
+from .primitives import ROOM, check_order
+from .scheduler import active
+
+
+class WatchedRWLock(RWLock):
+    """The room's lock, entered among what its thread holds."""
+
+    __slots__ = ()
+    rank = ROOM
+    name = "rwlock"
+
+    def __str__(self) -> str:
+        return ROOM
+
+    def acquire_write(self, timeout: float) -> None:
+        scheduler = active()
+        held = scheduler.current.held
+        if self not in held:  # else it refuses
+            check_order(scheduler, self)
+        super().acquire_write(timeout)
+        held.append(self)
+
+    def release_write(self) -> None:
+        active().current.held.remove(self)
+        super().release_write()
+
+    @contextmanager
+    def read(self, timeout: float) -> Iterator[None]:
+        scheduler = active()
+        held = scheduler.current.held
+        first = self not in held
+        if first:
+            check_order(scheduler, self)
+        with super().read(timeout):
+            if first:
+                held.append(self)
+            try:
+                yield
+            finally:
+                if first:
+                    held.remove(self)
+
+
+_init = RoomMachine.__init__
+_admit = RoomManager._admit
+_cleanup = RoomManager.cleanup
+_apply = RoomMachine.apply
+_execute = Room.execute
+_inherit = Room.inherit
+_stop_threads = Room.stop_threads
+
+
+def init(machine: RoomMachine, *args: Any, **options: Any) -> None:
+    """``RoomMachine.__init__``."""
+    _init(machine, *args, **options)
+    active().world.watch_machine(machine)
+
+
+def apply(machine: RoomMachine, command: Command, now: float, at: float) -> list[Event]:
+    """``RoomMachine.apply``."""
+    return active().world.watch_apply(machine, command, lambda: _apply(machine, command, now, at), now)
+
+
+def execute(
+    room: Room,
+    command: Command,
+    then: Callable[[list[Event]], None] | None = None,
+    unless_changed: Callable[[], bool] | None = None,
+) -> list[Event]:
+    """``Room.execute``."""
+    return active().world.watch_execute(room, command, lambda: _execute(room, command, then, unless_changed))
+
+
+def inherit(room: Room, state: RoomState, bans: frozenset[str]) -> None:
+    """``Room.inherit``: the one change that no event tells of."""
+    _inherit(room, state, bans)
+    active().world.watch_inherit(room)
+
+
+def admit(manager: RoomManager, room: Room, owner: str | None) -> None:
+    """``RoomManager._admit``: from here on the room can be found."""
+    _admit(manager, room, owner)
+    active().world.watch_admit(room)
+
+
+def stop_threads(room: Room, timeout: float) -> bool:
+    """``Room.stop_threads``."""
+    ended = _stop_threads(room, timeout)
+    active().world.watch_stop(room, ended)
+    return ended
+
+
+def cleanup(manager: RoomManager) -> list[str]:
+    """``RoomManager.cleanup``."""
+    world = active().world
+    world.sweeping += 1
+    try:
+        return _cleanup(manager)
+    finally:
+        world.sweeping -= 1
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Within the block the wrappers are in place."""
+    places: list[tuple[Any, str, object]] = [
+        (RoomMachine, "__init__", init),
+        (RoomMachine, "apply", apply),
+        (Room, "execute", execute),
+        (Room, "stop_threads", stop_threads),
+        (RoomManager, "_admit", admit),
+        (RoomManager, "cleanup", cleanup),
+        (Room, "inherit", inherit),
+        (roomkit.room, "RWLock", WatchedRWLock),
+        (roomkit.manager, "random", roomkit.manager.random),  # a run puts a seeded one there
+    ]
+    before = [(place, name, getattr(place, name)) for place, name, _ in places]
+    for place, name, value in places:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
+def forget() -> None:
+    """Back to what a new process knows: a cache would have the second run take other lines than the first."""
+    roomkit.core.events._last = (-1, "", "")
