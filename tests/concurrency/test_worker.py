@@ -336,3 +336,37 @@ def test_a_pool_that_was_never_used_stops_at_once() -> None:
     pool = WorkerPool("roomkit-pool", 4, 5)
     assert pool.stop(0)
     assert pool.stop(0)
+
+
+def test_a_thread_that_dies_as_it_is_woken_is_replaced_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """There is something to do, and the thread that was to do it could not even wake up: another one does it."""
+
+    class Deadly(threading.Condition):
+        """Whoever was asleep dies of waking up, once."""
+
+        armed = True
+
+        def wait(self, timeout: float | None = None) -> bool:
+            woken = super().wait(timeout)
+            if self.armed:
+                self.armed = False
+                raise MemoryError
+            return woken
+
+    runs: list[str] = []
+    ran = threading.Semaphore(0)
+
+    def work() -> None:
+        runs.append(threading.current_thread().name)
+        ran.release()
+
+    worker = Worker("roomkit-test", work, linger=PATIENCE)
+    condition = worker._condition = Deadly(worker._lock)
+    worker.wake()
+    assert ran.acquire(timeout=PATIENCE)
+    eventually(lambda: condition._waiters)  # type: ignore[attr-defined]
+    worker.wake()
+    assert ran.acquire(timeout=PATIENCE)
+    assert worker.stop(PATIENCE)
+    assert len(runs) == 2
+    assert "roomkit-test died; it is started again now" in caplog.text

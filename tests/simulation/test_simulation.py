@@ -23,6 +23,8 @@ from .patch import patched, real_locks_of, real_ones
 from .scheduler import Finding, Scheduler, activate
 from .world import simulate
 
+pytestmark = pytest.mark.no_cover  # pytest-cov's: it would count every line of millions of steps
+
 SEEDS = 2000
 PARTS = 10
 
