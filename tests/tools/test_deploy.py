@@ -321,7 +321,8 @@ def test_prometheus_itself_answers_every_query(tmp_path: Path) -> None:
         (group,) = real.ask("rules")["groups"]
         eventually(lambda: all(r["health"] == "ok" for r in real.ask("rules")["groups"][0]["rules"]))
         assert len(group["rules"]) == 6
-        assert real.ask("alerts") == {"alerts": []}, "nothing is wrong with servers that idle"
+        # Nothing is wrong with servers that idle; on a busy machine a scrape may fail, and the next one clears that.
+        eventually(lambda: real.ask("alerts") == {"alerts": []})
 
 
 def test_promtool_takes_configuration_and_rules() -> None:
