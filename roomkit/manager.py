@@ -424,9 +424,8 @@ class RoomManager:
                     known = self._heap.get(room_id)  # of an operation since then
                     if known is None or deadline < known:
                         self._heap.set(room_id, deadline)
-                reaper = self._reaper
-            if reaper is not None:  # it may have fallen asleep when the room was not in the heap
-                reaper.wake()
+        if due and (reaper := self._reaper) is not None:  # it may have fallen asleep without these rooms
+            reaper.wake()
         self._last_sweep = {
             "at": self._runtime.wall_clock(),
             "due": len(due),

@@ -285,7 +285,10 @@ def _dial(host: str, port: int, wait: Wait, timeout: float) -> socket.socket:
         except BaseException:
             sock.close()
             raise
-    raise failure
+    try:
+        raise failure
+    finally:
+        del failure  # a cycle with this frame
 
 
 def _encrypt(raw: socket.socket, context: ssl.SSLContext, host: str, wait: Wait, timeout: float) -> ssl.SSLSocket:

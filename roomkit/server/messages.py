@@ -195,12 +195,16 @@ def decode_message(text: str) -> ClientMessage:
         sentence = TOO_DEEP
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         sentence = why_not(error)
+    raise _refusal(text, sentence)  # not kept in a variable here: it would be in a cycle with this frame
+
+
+def _refusal(text: str, sentence: str) -> InvalidMessage:
     refusal = InvalidMessage(sentence)
     try:
         refusal.message_id = _decode_id(text).id
     except (msgspec.DecodeError, RecursionError, ValueError):
         pass
-    raise refusal
+    return refusal
 
 
 def why_not(error: Exception) -> str:

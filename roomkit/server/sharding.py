@@ -120,7 +120,10 @@ class Sharding:
             except RoomBusy as error:  # read on: every question holds a socket
                 failure = error
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # a cycle with this frame
         return answers
 
     # Rooms.

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.bench import Bench, clean_bench
+from support.bench import bench as bench
 from support.serve import ServeProcess
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """See clean_bench."""
-    with clean_bench() as made:
-        yield made
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from support import pages
-from support.bench import Bench, clean_bench
+from support.bench import Bench
+from support.bench import bench as bench
 from support.fakes import eventually
 from support.pages import Visitor, Visitors
 
@@ -32,12 +33,6 @@ HIDE = """(hidden) => {
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     yield from pages.browser()
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    with clean_bench() as made:
-        yield made
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support.bench import Bench, clean_bench
+from support.bench import Bench
+from support.bench import bench as bench
 from support.proxy import Proxy
 
 from roomkit.client import RoomClient
@@ -16,13 +17,6 @@ from roomkit.server import Server
 FAST = {"base_delay": 0.01, "max_delay": 0.05}
 
 Join = Callable[..., RoomClient]
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """See clean_bench."""
-    with clean_bench() as made:
-        yield made
 
 
 @pytest.fixture

@@ -7,15 +7,8 @@ from typing import Any
 
 import pytest
 from players import Player
-from support.bench import Bench, clean_bench
+from support.bench import bench as bench
 from support.serve import ServeProcess
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """See clean_bench."""
-    with clean_bench() as made:
-        yield made
 
 
 @pytest.fixture

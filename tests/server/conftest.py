@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from support.bench import Bench, clean_bench
+from support.bench import Bench
+from support.bench import bench as bench
 from support.rest import Answer, request
 
 from roomkit.server import Server
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """See clean_bench."""
-    with clean_bench() as made:
-        yield made
 
 
 @pytest.fixture

@@ -74,7 +74,9 @@ def test_a_room_leaves_no_cycle_behind(server: Server, bench: Bench) -> None:
 
 
 def test_a_connection_leaves_no_cycle_behind(server: Server, bench: Bench) -> None:
-    """Who comes, plays and goes, by the closing handshake or without, is freed at once, without any collection."""
+    """Who comes, plays, is refused and goes, by the closing handshake or without, is freed at once, without any
+    collection. (Found by the soak: a refused message kept its connection in a cycle.)
+    """
 
     def still_there() -> list[object]:
         return [known for known in gc.get_objects() if type(known) in (WebSocketConnection, RoomSession)]
@@ -85,6 +87,10 @@ def test_a_connection_leaves_no_cycle_behind(server: Server, bench: Bench) -> No
         amy = bench.join(server, player_id="amy")
         amy.do("select_song", {"song_id": "one"})
         assert len(still_there()) == 2
+        for bad in ("{", '{"type":"ready","data":{"ready":5},"id":"x"}', "[" * 300 + "]" * 300):
+            amy.send_text(bad)
+            amy.until("error")
+        assert amy.refused("start_game") == "invalid_transition"
         amy.send("leave")
         assert amy.wait_closed() == 1000
         eventually(lambda: not still_there())

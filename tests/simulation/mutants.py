@@ -188,8 +188,8 @@ MUTANTS = (
     _one(
         "somebody else's sweep does not wake the reaper",
         "manager.py",
-        "            if reaper is not None:  # it may have fallen asleep",
-        "            if False:  # it may have fallen asleep",
+        "        if due and (reaper := self._reaper) is not None:  # it may have fallen asleep",
+        "        if False:  # it may have fallen asleep",
         "expiry",
     ),
     _one(

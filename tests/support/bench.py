@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 from support.fakes import eventually
 from support.ws import WsClient
 
@@ -86,3 +87,10 @@ def clean_bench() -> Iterator[Bench]:
     left = sorted(t.name for t in set(threading.enumerate()) - threads if t.name.startswith("roomkit"))
     assert not left, f"threads left behind: {left}"
     eventually(lambda: not open_sockets() - sockets)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """See clean_bench. For the conftest.py of a folder: ``from support.bench import bench``."""
+    with clean_bench() as made:
+        yield made
