@@ -8,12 +8,14 @@ from roomkit.core.snapshot import Player, RoomState
 from roomkit.delivery import Batch, Connection
 from roomkit.errors import (
     CLOSE_CODES,
+    BackendUnavailable,
     BadPassword,
     BadToken,
     InvalidConfig,
     InvalidId,
     InvalidLifecycle,
     InvalidMessage,
+    InvalidRecord,
     InvalidTransition,
     LimitExceeded,
     LockUpgradeError,
@@ -40,6 +42,7 @@ from roomkit.runtime import Pressure
 __all__ = [
     "CLOSE_CODES",
     "GAME",
+    "BackendUnavailable",
     "BadPassword",
     "BadToken",
     "Batch",
@@ -49,6 +52,7 @@ __all__ = [
     "InvalidId",
     "InvalidLifecycle",
     "InvalidMessage",
+    "InvalidRecord",
     "InvalidTransition",
     "Joined",
     "Lifecycle",

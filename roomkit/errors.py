@@ -19,14 +19,17 @@
     ├── Unauthorized           the server's authenticate hook refused
     ├── LimitExceeded          a configured limit (rooms, rooms per owner, connections, rate)
     ├── ShuttingDown           the manager admits nothing more
+    ├── BackendUnavailable     the store that instances share did not answer
     ├── InvalidId              (also ValueError) an id that does not fit the pattern
     ├── InvalidMessage         (also ValueError) input that does not fit its declared type
     ├── InvalidConfig          (also ValueError) a bound that makes no sense
     ├── InvalidLifecycle       (also ValueError) a transition table with a fault
+    ├── InvalidRecord          (also ValueError) what a backend stores is not what roomkit wrote there
     ├── LockUpgradeError       (also RuntimeError) the write lock was asked for by a thread that reads
     └── UsedAfterFork          (also RuntimeError) the threads of this manager stayed behind in the parent process
 
-Whatever is raised, nothing was changed. ``code`` is the name in snake case: stable, sent to clients, never translated.
+Whatever is raised, nothing was changed (but see BackendUnavailable, which only backends raise). ``code`` is the name in
+snake case: stable, sent to clients, never translated.
 """
 
 from __future__ import annotations
@@ -122,6 +125,12 @@ class ShuttingDown(RoomkitError):
     """The manager is shutting down and admits nothing more."""
 
 
+class BackendUnavailable(RoomkitError):
+    """The store that instances share did not answer in time. What was asked of it may have happened or not; asking for
+    the same again acts once.
+    """
+
+
 class InvalidId(RoomkitError, ValueError):
     """An identifier that is not 1 to 64 of ``A-Za-z0-9_.:-``."""
 
@@ -138,6 +147,10 @@ class InvalidConfig(RoomkitError, ValueError):
 
 class InvalidLifecycle(RoomkitError, ValueError):
     """A transition table with a fault, which the text names."""
+
+
+class InvalidRecord(RoomkitError, ValueError):
+    """What a backend stores is not what roomkit wrote there; the text says what is wrong with it."""
 
 
 class LockUpgradeError(RoomkitError, RuntimeError):

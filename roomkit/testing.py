@@ -1,5 +1,6 @@
 """Tools for testing rooms without threads, sleeps or sockets: a clock driven by hand, a connection that records, a
-broadcaster that drains in the calling thread, a client's copy of the state, and a state machine for lifecycles.
+broadcaster that drains in the calling thread, a client's copy of the state, a state machine for lifecycles, and the
+contract that every backend keeps.
 
 A room that runs wholly in the calling thread::
 
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from roomkit.backends.contract import BackendContract
 from roomkit.broadcaster import Broadcaster
 from roomkit.core.config import RoomConfig
 from roomkit.core.events import Event
@@ -37,7 +39,14 @@ if TYPE_CHECKING:
     from hypothesis.stateful import RuleBasedStateMachine
     from hypothesis.strategies import DataObject, SearchStrategy
 
-__all__ = ["CopyOfState", "InlineBroadcaster", "ManualClock", "RecordingConnection", "lifecycle_machine"]
+__all__ = [
+    "BackendContract",
+    "CopyOfState",
+    "InlineBroadcaster",
+    "ManualClock",
+    "RecordingConnection",
+    "lifecycle_machine",
+]
 
 T = TypeVar("T")
 

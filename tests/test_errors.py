@@ -16,12 +16,14 @@ ERRORS = [value for value in vars(roomkit).values() if isinstance(value, type) a
 
 #: Stable: clients compare with these.
 CODES = {
+    "backend_unavailable",
     "bad_password",
     "bad_token",
     "invalid_config",
     "invalid_id",
     "invalid_lifecycle",
     "invalid_message",
+    "invalid_record",
     "invalid_transition",
     "limit_exceeded",
     "lock_upgrade_error",
@@ -80,6 +82,7 @@ def test_invalid_transition_names_room_status_and_operation() -> None:
         ("InvalidMessage", ValueError),
         ("InvalidConfig", ValueError),
         ("InvalidLifecycle", ValueError),
+        ("InvalidRecord", ValueError),
         ("LockUpgradeError", RuntimeError),
     ],
 )

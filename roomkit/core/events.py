@@ -78,12 +78,12 @@ _NO_BRACKETS = re.compile(r"[^\[\]{}]+")
 _STEP = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
-def too_deep(text: str) -> bool:
-    """Whether JSON (which is well-formed) nests more than ``MAX_DEPTH`` deep."""
-    if len(text) <= 2 * MAX_DEPTH or text.count("[") + text.count("{") <= MAX_DEPTH:
+def too_deep(text: str, limit: int = MAX_DEPTH) -> bool:
+    """Whether JSON (which is well-formed) nests more than ``limit`` deep."""
+    if len(text) <= 2 * limit or text.count("[") + text.count("{") <= limit:
         return False
     brackets = _NO_BRACKETS.sub("", _STRING.sub("", text))
-    return max(accumulate(map(_STEP.__getitem__, brackets))) > MAX_DEPTH
+    return max(accumulate(map(_STEP.__getitem__, brackets))) > limit
 
 
 def clean_data(data: object, what: str = "data") -> dict[str, Any]:

@@ -156,6 +156,7 @@ class Lifecycle:
         self.table[closed].setdefault("close", (Rule(None, closed),))
         if closed not in self.statuses:
             self.statuses = (*self.statuses, closed)
+        self.initial, self.closed = (self._member(status) for status in (self.initial, closed))
         names = dict.fromkeys(operation for row in self.table.values() for operation in row)
         self.operations: dict[str, Operation] = {
             operation: (operations or {}).get(operation, Operation())
@@ -178,6 +179,10 @@ class Lifecycle:
         if not isinstance(value, str) or not value:
             raise InvalidLifecycle(f"lifecycle {self.name!r}: status {value!r} is not text")
         return str.__str__(value)
+
+    def _member(self, status: str) -> str:
+        """As the table has it: where that is made of RoomStatus, a room closed by time is RoomStatus.CLOSED too."""
+        return next((known for known in self.statuses if known == status), status)
 
     def _row(self, status: str, row: object) -> dict[str, tuple[Rule, ...]]:
         if not isinstance(row, Mapping):

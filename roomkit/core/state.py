@@ -610,6 +610,11 @@ class RoomMachine:
         self._events.append(Event(event_type, seq, rfc3339(self._at), data))
         self.seq = seq
 
+    def put_into(self, status: str) -> None:
+        """For a room that was stored: the status it had. No event tells of it."""
+        self.status = status
+        self._row = self.lifecycle.row(status)
+
     def snapshot(self) -> RoomState:
         """The state as everybody outside sees it."""
         results = self.results

@@ -23,6 +23,7 @@ from roomkit import (
     Room,
     RoomConfig,
     RoomkitError,
+    RoomManager,
     RoomStatus,
 )
 from roomkit.core import commands as c
@@ -152,6 +153,15 @@ def test_status_is_also_its_wire_string() -> None:
     assert RoomStatus.PLAYING == "playing"
     assert f"{RoomStatus.PLAYING}" == "playing"
     assert {RoomStatus.PLAYING: 1}["playing"] == 1
+
+
+def test_a_room_is_closed_in_one_way_only() -> None:
+    """Also where time, a transfer or a shutdown closes it: its status is the table's own, RoomStatus.CLOSED."""
+    assert GAME.closed is RoomStatus.CLOSED
+    assert GAME.initial is RoomStatus.WAITING
+    room = RoomManager().create_room()
+    room.execute(c.Close(None, "why", force=True))
+    assert room.status is RoomStatus.CLOSED
 
 
 def test_every_guard_that_is_promised_is_there() -> None:

@@ -32,7 +32,7 @@ def test_a_leak_is_seen() -> None:
         "kinds in cycles": {},
         "counters": {},
     }
-    assert Report(1, {}, [], before, before).good
+    assert Report(1, {}, [], before, before, before).good
     for name, worse in {
         "rooms": 1,
         "files": 2,
@@ -40,8 +40,11 @@ def test_a_leak_is_seen() -> None:
         "traced bytes": 10**6 + 70_000,
         "objects": {"Room": 400},
         "garbage in cycles": 900,
+        "resident bytes": 10**6 + 30 * 2**20,
     }.items():
-        report = Report(1, {}, [], before, {**before, name: worse})
+        report = Report(1, {}, [], before, before, {**before, name: worse})
         assert any(leak.startswith(name) for leak in report.leaks), name
         assert not report.good
-    assert not Report(1, {}, ["an event twice"], before, before).good
+    fewer = {**before, "threads": [], "resident bytes": 10**5}
+    assert Report(1, {}, [], before, fewer, fewer).good
+    assert not Report(1, {}, ["an event twice"], before, before, before).good

@@ -1,0 +1,1 @@
+"""Where rooms live past one process: who owns a room, where it is kept, how its events and commands travel."""

@@ -1,0 +1,228 @@
+"""The memory backend: a store within one process. The reference for what ``base.py`` promises."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from roomkit.backends.base import Commit, Events, Held, Instance, Lease, Outcome, Position, Stored
+
+
+class _Scope:
+    __slots__ = ("instance", "token", "until")
+
+    def __init__(self) -> None:
+        self.instance = ""
+        self.token = 0
+        self.until = 0.0
+
+
+class _Room:
+    __slots__ = ("events", "position", "record", "revision", "token")
+
+    def __init__(self, record: bytes, position: Position, revision: int, token: int) -> None:
+        self.record = record
+        self.position = position
+        self.revision = revision
+        self.token = token
+        self.events: list[bytes] = []  # the last has the position's seq
+
+
+class MemoryStore:
+    """What backends share: their rooms, leases and instances. Lives as long as the process.
+
+    Args:
+        log_size: events kept of each room. clock: monotonic seconds.
+    """
+
+    def __init__(self, *, log_size: int = 1000, clock: Callable[[], float] = time.monotonic) -> None:
+        self.log_size = log_size
+        self.clock = clock
+        self.lock = threading.Lock()
+        # Guarded by lock:
+        self.token = 0
+        self.instances: dict[str, tuple[Instance, float]] = {}
+        self.scopes: dict[str, _Scope] = {}
+        self.held: dict[str, set[str]] = {}  # instance -> what it acquired and did not release
+        self.rooms: dict[str, _Room] = {}
+
+
+class MemoryBackend:
+    """See the module and ``base.Backend``.
+
+    Args:
+        store: what it shares with other backends in this process (default: one of its own).
+        lease_ttl: seconds for which a lease is had.
+
+    Nothing blocks.
+
+    Thread safety: full.
+    """
+
+    timeout = 0.0
+
+    def __init__(self, store: MemoryStore | None = None, *, lease_ttl: float = 5.0) -> None:
+        self.lease_ttl = lease_ttl
+        self._store = store if store is not None else MemoryStore()
+
+    def scope_of(self, room_id: str) -> str:
+        """The room itself."""
+        return room_id
+
+    # Instances.
+
+    def announce(self, instance: Instance) -> None:
+        """See Backend."""
+        with self._store.lock:
+            self._store.instances[instance.name] = (instance, self._store.clock() + self.lease_ttl)
+
+    def withdraw(self, name: str) -> None:
+        """See Backend."""
+        with self._store.lock:
+            self._store.instances.pop(name, None)
+
+    def instances(self) -> list[Instance]:
+        """See Backend."""
+        with self._store.lock:
+            now = self._store.clock()
+            return sorted(instance for instance, until in self._store.instances.values() if until > now)
+
+    def orphans(self, limit: int = 1000) -> list[str]:
+        """See Backend."""
+        with self._store.lock:
+            now = self._store.clock()
+            found: list[str] = []
+            for name, scopes in self._store.held.items():
+                if name not in self._store.instances or self._store.instances[name][1] <= now:
+                    found += scopes
+            return found[:limit]
+
+    # Leases.
+
+    def acquire(self, instance: str, scopes: Sequence[str]) -> list[Lease | Held]:
+        """See Backend."""
+        with self._store.lock:
+            now = self._store.clock()
+            return [self._acquire_locked(instance, scope, now) for scope in scopes]
+
+    def _acquire_locked(self, instance: str, name: str, now: float) -> Lease | Held:
+        scope = self._store.scopes.setdefault(name, _Scope())
+        if scope.until > now and scope.instance != instance:
+            return Held(name, scope.instance, scope.until - now)
+        self._forget_locked(scope.instance, name)
+        self._store.held.setdefault(instance, set()).add(name)
+        self._store.token += 1
+        scope.instance, scope.token, scope.until = instance, self._store.token, now + self.lease_ttl
+        return Lease(name, instance, scope.token, scope.until)
+
+    def _forget_locked(self, instance: str, name: str) -> None:
+        scopes = self._store.held.get(instance, set())
+        scopes.discard(name)
+        if not scopes:
+            self._store.held.pop(instance, None)
+
+    def _is_current_locked(self, lease: Lease) -> bool:
+        scope = self._store.scopes.get(lease.scope)
+        return scope is not None and scope.token == lease.token
+
+    def renew(self, leases: Sequence[Lease]) -> list[Lease | None]:
+        """See Backend."""
+        with self._store.lock:
+            until = self._store.clock() + self.lease_ttl
+            renewed: list[Lease | None] = []
+            for lease in leases:
+                if self._is_current_locked(lease):
+                    self._store.scopes[lease.scope].until = until
+                    renewed.append(lease._replace(until=until))
+                else:
+                    renewed.append(None)
+            return renewed
+
+    def release(self, leases: Sequence[Lease]) -> None:
+        """See Backend."""
+        with self._store.lock:
+            for lease in leases:
+                if self._is_current_locked(lease):
+                    self._forget_locked(lease.instance, lease.scope)
+                    if lease.scope in self._store.rooms:
+                        self._store.scopes[lease.scope].until = 0.0
+                    else:
+                        del self._store.scopes[lease.scope]  # tokens are unique over all scopes, so none comes again
+
+    def holders(self, scopes: Sequence[str]) -> list[Held | None]:
+        """See Backend."""
+        with self._store.lock:
+            now = self._store.clock()
+            found: list[Held | None] = []
+            for name in scopes:
+                scope = self._store.scopes.get(name)
+                held = scope is not None and scope.until > now
+                found.append(Held(name, scope.instance, scope.until - now) if scope is not None and held else None)
+            return found
+
+    # Rooms.
+
+    def open(self, lease: Lease, room_id: str) -> Stored | None:
+        """See Backend."""
+        with self._store.lock:
+            room = self._store.rooms.get(room_id)
+            return None if room is None else Stored(room.record, room.position, room.revision)
+
+    def commit(self, commits: Sequence[Commit]) -> list[Outcome]:
+        """See Backend."""
+        with self._store.lock:
+            return [self._commit_locked(step, restore=False) for step in commits]
+
+    def restore(self, commits: Sequence[Commit]) -> list[Outcome]:
+        """See Backend."""
+        with self._store.lock:
+            return [self._commit_locked(step, restore=True) for step in commits]
+
+    def _commit_locked(self, step: Commit, restore: bool) -> Outcome:
+        if not self._is_current_locked(step.lease):
+            return "fenced"
+        room = self._store.rooms.get(step.room_id)
+        revision = 0 if room is None else room.revision
+        if room is not None and (room.token, revision) == (step.lease.token, step.revision):
+            return "committed"  # it was told before
+        if room is None and step.record is None:
+            return "committed"
+        if revision >= step.revision if restore else revision != step.revision - 1:
+            return "conflict"
+        if step.record is None:
+            del self._store.rooms[step.room_id]
+            return "committed"
+        if room is None or room.position.epoch != step.position.epoch:
+            room = self._store.rooms[step.room_id] = _Room(step.record, Position(step.position.epoch, 0), 0, 0)
+        known = step.position.seq - len(step.events) - room.position.seq  # below 0: so many events are there already
+        if known > 0:
+            room.events.clear()  # rather than a hole
+        room.events += step.events[max(0, -known) :]
+        del room.events[: max(0, len(room.events) - self._store.log_size)]
+        room.record, room.position, room.revision = step.record, step.position, step.revision
+        room.token = step.lease.token
+        return "committed"
+
+    # Events.
+
+    def positions(self, room_ids: Sequence[str]) -> list[Position | None]:
+        """See Backend."""
+        with self._store.lock:
+            rooms = [self._store.rooms.get(room_id) for room_id in room_ids]
+            return [None if room is None else room.position for room in rooms]
+
+    def read(self, room_id: str, epoch: str, after: int, limit: int = 1000) -> Events | None:
+        """See Backend."""
+        with self._store.lock:
+            room = self._store.rooms.get(room_id)
+            if room is None or room.position.epoch != epoch:
+                return None
+            missing = room.position.seq - after
+            if missing < 0 or missing > len(room.events):
+                return None
+            begin = len(room.events) - missing
+            return Events(after + 1, tuple(room.events[begin : begin + limit]))
+
+    def close(self) -> None:
+        """Nothing to let go of."""

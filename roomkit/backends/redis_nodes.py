@@ -1,0 +1,214 @@
+"""Calls to Redis: one server or a cluster, many calls in one go, each to the node that holds its key.
+
+The driver's own repeating is off: redis-py repeats ten times by default, writes too. What is repeated here, and within
+the same bound, is what a node refused to do: a script that it did not know, a key that has moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from redis import Redis, RedisCluster
+from redis import exceptions as errors
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
+from redis.retry import Retry
+
+from roomkit.errors import BackendUnavailable
+
+log = logging.getLogger("roomkit.backends.redis")
+
+_PAUSE = 0.02  # seconds before a moved key is looked for again
+#: Refused without having been done: after a look at the cluster's map it can be sent again.
+_ELSEWHERE = (errors.AskError, errors.ClusterDownError, errors.TryAgainError, errors.ReadOnlyError)
+_ABSENT = (errors.ConnectionError, errors.TimeoutError, errors.RedisClusterException, OSError)
+
+
+class Script:
+    """A Lua script. ``%PUBLISH%`` in it stands for the command that publishes within one shard."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._by_kind = {clustered: self._variant(clustered) for clustered in (False, True)}
+
+    def _variant(self, clustered: bool) -> tuple[str, str]:
+        text = self._text.replace("%PUBLISH%", "'SPUBLISH'" if clustered else "'PUBLISH'")
+        return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+    def text(self, clustered: bool) -> str:
+        """What a server is given."""
+        return self._by_kind[clustered][0]
+
+    def digest(self, clustered: bool) -> str:
+        """What it is called by."""
+        return self._by_kind[clustered][1]
+
+    def call(self, keys: Sequence[str], *arguments: Any) -> Call:
+        """A call of it; the keys share a slot."""
+        return Call(keys[0], (len(keys), *keys, *arguments), self)
+
+
+class Call(NamedTuple):
+    """A command with the key that says where it goes, or a script's keys and arguments."""
+
+    key: str
+    words: tuple[Any, ...]
+    script: Script | None = None
+
+
+class Nodes:
+    """The server or the cluster behind a URL. Connects with the first use.
+
+    Thread safety: full. A connection is had by one thread at a time; no lock is held during a call.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        self._url = url
+        self._timeout = timeout
+        self._options: dict[str, Any] = {
+            "retry": Retry(NoBackoff(), 0),
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "socket_keepalive": True,
+        }
+        self._lock = threading.Lock()  # a leaf: held for the exchange of these two, not while one is made
+        self._single: Redis | None = None
+        self._cluster: RedisCluster | None = None
+        self._closed = False
+
+    def run(self, calls: Sequence[Call]) -> list[Any]:
+        """The answers, in the order of the calls.
+
+        Blocks at most about twice ``timeout`` seconds.
+
+        Raises:
+            BackendUnavailable: one of them was not answered. It, and any other, may have been carried out or not.
+        """
+        answers: list[Any] = [None] * len(calls)
+        left = list(range(len(calls)))
+        deadline = time.monotonic() + self._timeout
+        failure: Exception | None = None
+        try:
+            while left:
+                if failure is not None:
+                    if time.monotonic() >= deadline:
+                        raise BackendUnavailable(f"the store did not answer: {failure}")
+                    time.sleep(_PAUSE)
+                    self._look_again()
+                failure, left = self._attempt(calls, left, answers)
+            return answers
+        except _ABSENT as error:
+            self._look_again()
+            raise BackendUnavailable(f"the store did not answer: {error}") from None
+        except errors.RedisError as error:
+            raise BackendUnavailable(f"the store refused: {error}") from None
+        finally:
+            failure = None  # it holds this frame
+
+    def _attempt(
+        self, calls: Sequence[Call], wanted: list[int], answers: list[Any]
+    ) -> tuple[Exception | None, list[int]]:
+        """Send these once; which of them are to be sent again, and why."""
+        clustered, routes = self._route(calls, wanted)
+        failure: Exception | None = None
+        again: list[int] = []
+        for node, places in routes:
+            pipeline: Any = node.pipeline(transaction=False)  # which is typed in part only
+            for place in places:
+                words = calls[place].words
+                script = calls[place].script
+                if script is not None:
+                    words = ("EVALSHA", script.digest(clustered), *words)
+                pipeline.execute_command(*words)
+            unknown: dict[Script, None] = {}
+            for place, answer in zip(places, pipeline.execute(raise_on_error=False), strict=True):
+                if isinstance(answer, errors.NoScriptError):
+                    script = calls[place].script
+                    assert script is not None
+                    unknown[script] = None
+                    again.append(place)
+                elif isinstance(answer, _ELSEWHERE):
+                    failure = answer
+                    again.append(place)
+                elif isinstance(answer, Exception):
+                    raise answer
+                else:
+                    answers[place] = answer
+            for script in unknown:
+                node.script_load(script.text(clustered))
+        return failure, again
+
+    def _route(self, calls: Sequence[Call], wanted: list[int]) -> tuple[bool, list[tuple[Redis, list[int]]]]:
+        single, cluster = self._connect()
+        if cluster is None:
+            assert single is not None
+            return False, [(single, wanted)]
+        router: Any = cluster
+        nodes: dict[str, tuple[Redis, list[int]]] = {}
+        for place in wanted:
+            node: ClusterNode | None = router.get_node_from_key(calls[place].key)
+            if node is None:
+                raise errors.ClusterDownError("a slot is served by nobody")
+            if node.name not in nodes:
+                nodes[node.name] = (cluster.get_redis_connection(node), [])
+            nodes[node.name][1].append(place)
+        return True, list(nodes.values())
+
+    def _connect(self) -> tuple[Redis | None, RedisCluster | None]:
+        with self._lock:
+            if self._closed:
+                raise BackendUnavailable("the backend is closed")
+            if self._single is not None or self._cluster is not None:
+                return self._single, self._cluster
+        single: Redis | None = Redis.from_url(self._url, **self._options)
+        assert single is not None
+        cluster: RedisCluster | None = None
+        try:
+            if single.info("cluster").get("cluster_enabled"):
+                cluster = RedisCluster.from_url(self._url, require_full_coverage=False, **self._options)
+                single.close()
+                single = None
+        except BaseException:
+            if single is not None:
+                single.close()
+            raise
+        with self._lock:
+            if self._closed or self._single is not None or self._cluster is not None:  # another thread was first
+                spare = (single, cluster)
+            else:
+                self._single, self._cluster = single, cluster
+                return single, cluster
+        _close(*spare)
+        return self._connect()
+
+    def _look_again(self) -> None:
+        """The cluster's map may be another now, or another server stand behind the name."""
+        with self._lock:
+            single, cluster = self._single, self._cluster
+        try:
+            if cluster is not None:
+                cluster.nodes_manager.initialize()
+            elif single is not None:
+                single.connection_pool.disconnect(inuse_connections=False)
+        except _ABSENT as error:
+            log.debug("the cluster's map could not be read: %s", error)
+
+    def close(self) -> None:
+        """Close the connections. A second call does nothing; calls afterwards raise BackendUnavailable."""
+        with self._lock:
+            self._closed = True
+            single, self._single = self._single, None
+            cluster, self._cluster = self._cluster, None
+        _close(single, cluster)
+
+
+def _close(single: Redis | None, cluster: RedisCluster | None) -> None:
+    if single is not None:
+        single.close()
+    if cluster is not None:
+        cluster.close()
