@@ -184,6 +184,7 @@ def in_the_browser(reader: Reader, command: str, chromium: Any) -> None:
             for visitor in (amy, bob):
                 says(visitor, "You are")
                 visitor.pardoned = None  # not before: what a try of the old page met may be told late
+            amy.pardoned = bob.pardoned = NETWORK_LOST  # the server ends before their pages do
 
 
 @pytest.mark.timeout(300)
