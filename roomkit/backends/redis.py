@@ -155,7 +155,7 @@ class RedisBackend:
     Connects with the first use. A server that is not there makes every method raise ``BackendUnavailable``.
 
     Raises:
-        InvalidConfig: a time that is none, or a prefix with braces or blanks.
+        InvalidConfig: another kind of URL, a lease_ttl that makes no sense, or a prefix with braces or blanks.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -19,10 +20,11 @@ from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.retry import Retry
 
-from roomkit.errors import BackendUnavailable
+from roomkit.errors import BackendUnavailable, InvalidConfig
 
 log = logging.getLogger("roomkit.backends.redis")
 
+_URL = re.compile(r"(rediss?|unix)://")
 _PAUSE = 0.02  # seconds before a moved key is looked for again
 #: Refused without having been done: after a look at the cluster's map it can be sent again.
 _ELSEWHERE = (errors.AskError, errors.ClusterDownError, errors.TryAgainError, errors.ReadOnlyError)
@@ -64,10 +66,15 @@ class Call(NamedTuple):
 class Nodes:
     """The server or the cluster behind a URL. Connects with the first use.
 
+    Raises:
+        InvalidConfig: it is no URL of a Redis.
+
     Thread safety: full. A connection is had by one thread at a time; no lock is held during a call.
     """
 
     def __init__(self, url: str, timeout: float) -> None:
+        if not _URL.match(url):
+            raise InvalidConfig("a store's URL begins with redis://, rediss:// or unix://")  # it may have a password
         self._url = url
         self._timeout = timeout
         self._options: dict[str, Any] = {
@@ -92,30 +99,25 @@ class Nodes:
         answers: list[Any] = [None] * len(calls)
         left = list(range(len(calls)))
         deadline = time.monotonic() + self._timeout
-        failure: Exception | None = None
         try:
             while left:
-                if failure is not None:
-                    if time.monotonic() >= deadline:
-                        raise BackendUnavailable(f"the store did not answer: {failure}")
+                why, left = self._attempt(calls, left, answers)
+                if left and time.monotonic() >= deadline:
+                    raise BackendUnavailable(f"the store did not answer: {why or 'it forgets its scripts'}")
+                if why:
                     time.sleep(_PAUSE)
                     self._look_again()
-                failure, left = self._attempt(calls, left, answers)
             return answers
         except _ABSENT as error:
             self._look_again()
             raise BackendUnavailable(f"the store did not answer: {error}") from None
         except errors.RedisError as error:
             raise BackendUnavailable(f"the store refused: {error}") from None
-        finally:
-            failure = None  # it holds this frame
 
-    def _attempt(
-        self, calls: Sequence[Call], wanted: list[int], answers: list[Any]
-    ) -> tuple[Exception | None, list[int]]:
-        """Send these once; which of them are to be sent again, and why."""
+    def _attempt(self, calls: Sequence[Call], wanted: list[int], answers: list[Any]) -> tuple[str, list[int]]:
+        """Send these once; which of them are to be sent again, and why where that is to be looked into."""
         clustered, routes = self._route(calls, wanted)
-        failure: Exception | None = None
+        why = ""
         again: list[int] = []
         for node, places in routes:
             pipeline: Any = node.pipeline(transaction=False)  # which is typed in part only
@@ -133,15 +135,18 @@ class Nodes:
                     unknown[script] = None
                     again.append(place)
                 elif isinstance(answer, _ELSEWHERE):
-                    failure = answer
+                    why = str(answer)
                     again.append(place)
                 elif isinstance(answer, Exception):
-                    raise answer
+                    try:
+                        raise answer
+                    finally:
+                        del answer  # a cycle with this frame
                 else:
                     answers[place] = answer
             for script in unknown:
                 node.script_load(script.text(clustered))
-        return failure, again
+        return why, again
 
     def _route(self, calls: Sequence[Call], wanted: list[int]) -> tuple[bool, list[tuple[Redis, list[int]]]]:
         single, cluster = self._connect()
@@ -195,7 +200,7 @@ class Nodes:
                 cluster.nodes_manager.initialize()
             elif single is not None:
                 single.connection_pool.disconnect(inuse_connections=False)
-        except _ABSENT as error:
+        except (*_ABSENT, errors.RedisError) as error:
             log.debug("the cluster's map could not be read: %s", error)
 
     def close(self) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support.fakes import eventually
 from support.needs import need_package
-from support.valkey import ValkeyCluster, ValkeyServer, free_port, wait_for
+from support.valkey import ValkeyCluster, ValkeyServer, free_port
 
 from roomkit import BackendUnavailable, InvalidConfig, InvalidRecord
 from roomkit.backends.base import Commit, Events, Lease, Position
@@ -85,7 +86,7 @@ def test_a_server_that_was_killed_and_came_back(own_server: ValkeyServer, backen
     with pytest.raises(BackendUnavailable):
         backend.commit([step(lease, 2)])
     own_server.start()
-    wait_for(lambda: works_again(backend), "it did not come back")
+    eventually(lambda: works_again(backend))
     assert backend.commit([step(lease, 2)]) == ["committed"]
     assert backend.read("r", "e", 0) == Events(1, (b'{"seq":1}', b'{"seq":2}'))
 
@@ -105,7 +106,7 @@ def test_a_frozen_server_holds_nobody_for_long(own_server: ValkeyServer, backend
             assert time.monotonic() - started < BOUND
     finally:
         own_server.thaw()
-    wait_for(lambda: works_again(backend), "it did not come back")
+    eventually(lambda: works_again(backend))
     assert backend.commit([step(lease, 2)]) == ["committed"]
     assert backend.commit([step(lease, 3)]) == ["committed"]
     assert backend.read("r", "e", 0) == Events(1, (b'{"seq":1}', b'{"seq":2}', b'{"seq":3}'))
@@ -120,7 +121,7 @@ def test_a_server_that_lost_everything(forgetful_server: ValkeyServer, backends:
         assert backend.commit([step(lease, n)]) == ["committed"]
     forgetful_server.kill()
     forgetful_server.start()
-    wait_for(lambda: works_again(backend), "it did not come back")
+    eventually(lambda: works_again(backend))
     assert backend.renew([lease]) == [None]
     assert backend.commit([step(lease, 4)]) == ["fenced"]
     again = lease_of(backend)
@@ -162,7 +163,7 @@ def test_a_master_of_the_cluster_that_is_gone(tmp_path: Path, backends: list[Red
             except BackendUnavailable:
                 return False
 
-        wait_for(committed, "the cluster did not come back")
+        eventually(committed)
         for room in rooms:
             assert backend.read(room, "e", 0) == Events(1, (b'{"seq":1}', b'{"seq":2}'))
     finally:
@@ -243,7 +244,7 @@ def test_a_room_that_nobody_holds_is_kept_for_its_time(redis_url: str, backends:
         assert backend.renew([kept]) != [None]
         return backend.positions(["left"]) == [None]
 
-    wait_for(only_the_kept_one, "it is still there")
+    eventually(only_the_kept_one)
     assert backend.positions(["kept"]) == [Position("e", 1)]
     assert backend.read("kept", "e", 0) == Events(1, (b'{"seq":1}',))
 
@@ -253,6 +254,26 @@ def test_a_prefix_that_would_break_keys_is_refused(prefix: str) -> None:
     """Braces would move a room's keys to other slots of a cluster."""
     with pytest.raises(InvalidConfig, match="a key prefix is"):
         make([], "redis://127.0.0.1:1/0", prefix=prefix)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:6379", "http://127.0.0.1", "redis:/x"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    """When the backend is made, not with its first use; and a password in it is not told."""
+    with pytest.raises(InvalidConfig, match="a store's URL begins with redis://") as caught:
+        make([], url.replace("127", "amy:s3cret@127"))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_server_that_forgets_every_script_is_not_asked_for_ever(
+    redis_url: str, backends: list[RedisBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a proxy, say, that sends the script to one server and the call to another."""
+    backend = make(backends, redis_url, prefix="scripts:", timeout=0.2)
+    from roomkit.backends.redis_nodes import Script
+
+    monkeypatch.setattr(Script, "digest", lambda *_: "0" * 40)
+    with pytest.raises(BackendUnavailable, match="the store did not answer"):
+        backend.holders(["r"])
 
 
 @pytest.mark.parametrize("lease_ttl", [0, 0.01, 1801])

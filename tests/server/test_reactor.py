@@ -310,3 +310,25 @@ def test_a_round_that_everybody_left_while_it_was_due(monkeypatch: pytest.Monkey
     assert moved.at == [110.0]
     assert not caplog.records
     assert (len(reactor._rounds), len(reactor._round_of), len(reactor._deadlines)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("turn", "pause"), [(0.0001, [0.0005]), (0.0007, [0.0005]), (0.0010, [0.0003]), (0.0014, []), (0.5, [])]
+)
+def test_who_has_much_to_do_pauses_less(turn: float, pause: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages are gathered for half a millisecond after a short turn, for less after one of a millisecond, and not at
+    all after a long one: then enough has come together by itself."""
+
+    class Poller:
+        def poll(self, wait: float) -> list[tuple[int, int]]:
+            return []
+
+    slept: list[float] = []
+    busy = Reactor("roomkit-io-test")
+    busy._poller = Poller()  # type: ignore[assignment]
+    busy._gather = True
+    busy.now = 100.0
+    monkeypatch.setattr(reactor_module, "monotonic", lambda: 100.0 + turn)
+    monkeypatch.setattr(reactor_module, "sleep", slept.append)
+    busy._turn()
+    assert slept == pytest.approx(pause)

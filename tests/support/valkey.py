@@ -10,11 +10,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from support.fakes import PATIENCE
+from support.fakes import PATIENCE, eventually
 from support.needs import absent, need_package
 
 
@@ -65,7 +63,7 @@ class ValkeyServer:
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        wait_for(lambda: self.ask("PING") is not None, f"{self._log} says why it does not answer")
+        eventually(lambda: self.ask("PING") is not None)
 
     def ask(self, *words: str) -> bytes | None:
         """One command by hand; None: no answer."""
@@ -136,7 +134,7 @@ class ValkeyCluster:
                 assert answer == b"+OK\r\n", answer
         for node in self.nodes[1:]:
             self.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", str(node.port))
-        wait_for(lambda: all(self._knows_all(node) for node in self.nodes), "the cluster did not form")
+        eventually(lambda: all(self._knows_all(node) for node in self.nodes))
 
     def _knows_all(self, node: ValkeyServer) -> bool:
         info = node.ask("CLUSTER", "INFO") or b""
@@ -146,11 +144,3 @@ class ValkeyCluster:
         """End all."""
         for node in self.nodes:
             node.stop()
-
-
-def wait_for(predicate: Callable[[], object], otherwise: str) -> None:
-    """Until it holds: for what happens in another process."""
-    deadline = time.monotonic() + PATIENCE
-    while not predicate():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.01)
