@@ -86,6 +86,12 @@ class SendTo(NamedTuple):
     messages: Callable[[], Sequence[bytes]]
 
 
+class Answer(NamedTuple):
+    """Control item: something to be told in order with the events, e.g. that an operation was carried out."""
+
+    tell: Callable[[], None]
+
+
 class CloseLink(NamedTuple):
     """Control item: close one link's connection."""
 

@@ -217,6 +217,7 @@ _CLOSE_FOR: dict[type[RoomkitError], int] = {
     Unauthorized: 4508,
     LimitExceeded: 4529,
     RoomBusy: 4013,
+    BackendUnavailable: 4013,
     ShuttingDown: 1012,
     InvalidTransition: 4500,
     OperationRefused: 4500,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from threading import get_ident
 from time import monotonic
@@ -22,6 +22,7 @@ from roomkit.concurrency.eventqueue import Entry, EventQueue, Gap, join_gaps
 from roomkit.core.config import RoomConfig
 from roomkit.core.events import CRITICAL_TYPES, Event, encode_json, rfc3339
 from roomkit.delivery import (
+    Answer,
     Batch,
     CloseAll,
     CloseLink,
@@ -72,6 +73,7 @@ class Fanout:
         "__weakref__",
         "_config",
         "_drainer",
+        "_held",
         "_leaving",
         "_links",
         "_lost",
@@ -115,6 +117,9 @@ class Fanout:
         self._leaving: dict[Link, None] = {}
         # The id of the thread that is in drain(); only ever compared by a thread with its own id.
         self._drainer: int | None = None
+        # Of a shared room: what was taken out and is stored, to be delivered. Added to by the thread that stores, taken
+        # from by the broadcaster's, each in one step. None: what is queued is delivered as it is.
+        self._held: deque[tuple[list[Entry], Gap | None]] | None = None
         # What could not be delivered, to be told before what comes next; only the broadcaster's thread touches it.
         self._untold: Gap | None = None
         # For the watermark hook; a race only moves the moment at which it is called.
@@ -181,7 +186,8 @@ class Fanout:
         waiting = len(self.queue.queue)
         if waiting or dropped:
             try:
-                self.broadcaster.wake()
+                if self._held is None:  # else the thread that stores takes what is queued
+                    self.broadcaster.wake()
             except (RuntimeError, MemoryError):  # no thread to be had; the change stands, and the next one tries again
                 log.exception("room %s has nobody to deliver its events", self.room_id)
                 self._runtime.tally.add("delivery_errors")
@@ -291,6 +297,35 @@ class Fanout:
         """Forget an in-process listener."""
         self._subscriptions = tuple(known for known in self._subscriptions if known is not subscription)
 
+    def answer_locked(self, tell: Callable[[], None]) -> None:
+        """Have the broadcaster's thread call ``tell``, after what is queued."""
+        self.queue.put_control(Answer(tell))
+
+    # Of a shared room, by the thread that stores.
+
+    def hold_back_locked(self) -> None:
+        """From now on deliver only what :meth:`release` gives back. Before anybody listens."""
+        self._held = deque()
+
+    def take_locked(self) -> tuple[list[Entry], Gap | None]:
+        """Take out what is queued, to be stored."""
+        return self.queue.drain()
+
+    def release(self, entries: list[Entry], trailing: Gap | None) -> None:
+        """What was taken is stored: have it delivered."""
+        assert self._held is not None
+        if entries or trailing is not None:
+            self._held.append((entries, trailing))
+            self.broadcaster.wake()
+
+    def abandon_locked(self, reason: str) -> None:
+        """Drop what is queued, which is not to be heard of, and close everybody's connection with 1012."""
+        self.queue.drain()
+        code = CLOSE["service_restart"]
+        ends = [CloseLink(link, code, reason) for link in self._leaving]
+        self._links.clear()
+        self.release([Entry(item, 0) for item in (*ends, CloseAll(code, reason))], None)
+
     # Delivery: only the broadcaster's thread comes here.
 
     def drain(self) -> None:
@@ -308,7 +343,16 @@ class Fanout:
             self._drainer = None
 
     def _drain(self) -> None:
-        entries, trailing = self.queue.drain()
+        held = self._held
+        if held is None:
+            self._hand_out(*self.queue.drain())
+            return
+        while held:
+            self._hand_out(*held.popleft())
+        if self._untold is not None:
+            self._hand_out([], None)
+
+    def _hand_out(self, entries: Sequence[Entry], trailing: Gap | None) -> None:
         if self._passed[0]:
             self._passed = (False, self._passed[1])
         if len(entries) == 1 and trailing is None and type(entries[0].item) is Event:  # most often
@@ -441,7 +485,9 @@ class Fanout:
         self._close_connection(link, CLOSE["internal_error"], "the connection failed")
 
     def _control(self, item: Any) -> None:
-        if type(item) is SendTo:
+        if type(item) is Answer:
+            item.tell()
+        elif type(item) is SendTo:
             try:
                 messages = item.messages()
                 batch = Batch(messages)
@@ -478,14 +524,14 @@ class Fanout:
         """Have another thread drain from now on; waits at most ``timeout`` seconds for the one that did."""
         self.broadcaster.stop(timeout)
         self.broadcaster = factory(self.room_id, self.drain)
-        if self.queue.queue:
+        if self._held or self.queue.queue:
             self.broadcaster.wake()
 
     def stop_threads(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds for the broadcaster and the subscribers; False if one still runs."""
         deadline = monotonic() + timeout
         ended = self.broadcaster.stop(timeout)
-        if ended and isinstance(self.broadcaster, ThreadBroadcaster) and self.queue.queue:
+        if ended and isinstance(self.broadcaster, ThreadBroadcaster) and (self._held or self.queue.queue):
             self.drain()  # what came while it was told to end; its thread is gone
         for subscription in self._subscriptions:
             # Where the broadcaster did not get to finish it nothing more will come: it ends after its callback.

@@ -4,7 +4,7 @@ Lock order, for the whole library (a thread may take a lock only when it holds n
 
     room lock (Room._lock)  ->  queue mutex (EventQueue.mutex)
     manager lock (RoomManager._lock)           alone: never while a room's lock is held, nor the other way round
-    leaf locks (Tally, Worker, Subscription, Reaper conditions)   nothing is taken while one is held
+    leaf locks (Tally, Worker, Subscription, Reaper and Node conditions)   nothing is taken while one is held
 
 No user hook, socket call, log handler or backend call runs under any of them.
 """
@@ -17,10 +17,11 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from roomkit import forks
+from roomkit.backends.base import Backend, Instance
 from roomkit.broadcaster import BroadcasterFactory, ThreadBroadcaster
 from roomkit.concurrency.worker import Worker
 from roomkit.core import commands as c
@@ -28,13 +29,25 @@ from roomkit.core.config import RoomConfig
 from roomkit.core.expiry import DeadlineHeap
 from roomkit.core.ids import check_id
 from roomkit.core.lifecycle import GAME, Lifecycle
+from roomkit.core.record import load, load_events
 from roomkit.core.snapshot import Player, RoomState
-from roomkit.errors import InvalidMessage, LimitExceeded, RoomBusy, RoomExists, RoomkitError, RoomNotFound, ShuttingDown
+from roomkit.errors import (
+    InvalidMessage,
+    InvalidRecord,
+    LimitExceeded,
+    RoomBusy,
+    RoomExists,
+    RoomkitError,
+    RoomNotFound,
+    ShuttingDown,
+)
 from roomkit.listing import RoomPage, fits, make_page, unhurried
 from roomkit.metrics import Tally
 from roomkit.reaper import Reaper
 from roomkit.room import Room
 from roomkit.runtime import Pressure, Runtime, new_secret, new_short_id
+from roomkit.sharing.journal import SharedRoom
+from roomkit.sharing.node import Node
 
 log = logging.getLogger("roomkit.manager")
 
@@ -54,6 +67,10 @@ class RoomManager:
             room's queue passes 80 %, and when its share of dropped events passes 5 % (``pressure.load``,
             ``pressure.drop_rate``; the marks are in ``RoomConfig``).
         new_room_id, new_token: where ids and secrets come from.
+        backend: where instances share their rooms; None: they are this process's alone. The manager does not close it.
+        instance, address: how this instance is called there, and where people and load balancers reach it. What makes
+            the name unique is added: a process that is started anew is another instance.
+        lifecycles: other tables of rooms that may be found there, besides ``lifecycle`` and the game's.
 
     No thread is started before it is needed. :meth:`start_cleanup` (or ``with``) starts the reaper; without it call
     :meth:`cleanup` now and then, or nothing ever expires.
@@ -73,6 +90,10 @@ class RoomManager:
         on_watermark: Callable[[Room, Pressure], None] | None = None,
         new_room_id: Callable[[], str] = new_short_id,
         new_token: Callable[[], str] = new_secret,
+        backend: Backend | None = None,
+        instance: str = "instance",
+        address: str = "",
+        lifecycles: Iterable[Lifecycle] = (),
     ) -> None:
         self.config = config if config is not None else RoomConfig()
         self.lifecycle = lifecycle
@@ -103,6 +124,11 @@ class RoomManager:
         self._passed: dict[str, tuple[Room, Pressure]] = {}  # watermarks to be told, by room
         self._last_sweep: dict[str, Any] = {"at": None, "due": 0, "taken_away": 0, "seconds": 0.0}
         self._forked = False
+        self._lifecycles = {known.name: known for known in (GAME, lifecycle, *lifecycles)}
+        self._node: Node | None = None
+        if backend is not None:
+            name = check_id(f"{instance}.{new_short_id()}", "an instance's name")
+            self._node = Node(backend, Instance(name, address), self, self.tally, clock)
         forks.watch(self)
 
     def __enter__(self) -> RoomManager:
@@ -153,7 +179,7 @@ class RoomManager:
             owner=owner,
             **options,
         )
-        self._admit(room, owner)
+        self._publish(room, owner)
         return room
 
     def _make_room(
@@ -193,6 +219,21 @@ class RoomManager:
             broadcaster=self._broadcaster,
         )
 
+    def _publish(self, room: Room, owner: str | None) -> None:
+        """A new room is as it should be: let it be stored, where rooms are, and found. Raises what _admit does, and
+        BackendUnavailable, RoomBusy: it was not.
+        """
+        node = self._node
+        if node is None:
+            self._admit(room, owner)
+            return
+        node.create(room)
+        try:
+            self._admit(room, owner)
+        except BaseException:
+            node.remove(room.id)
+            raise
+
     def _admit(self, room: Room, owner: str | None) -> None:
         """Let a new room be found. RoomExists, LimitExceeded, ShuttingDown: it was not."""
         deadline = room.next_deadline()
@@ -225,18 +266,28 @@ class RoomManager:
             raise LimitExceeded(f"{owner!r} already has {self.max_rooms_per_owner} rooms")
 
     def get_room(self, room_id: str) -> Room:
-        """The room with this id.
+        """The room with this id. Where instances share their rooms, and none of them goes on with it now, this one does
+        from now on; that waits for some answers of the store.
 
         Raises:
-            RoomNotFound: there is none.
+            RoomNotFound: there is none. RoomBusy: it is another instance's. BackendUnavailable.
         """
         room = self._rooms.get(room_id)  # a dict read is atomic
-        if room is None:
+        if room is not None:
+            return room
+        if self._node is None:
+            raise RoomNotFound(f"there is no room {room_id!r}")
+        return self._open(self._node, check_id(room_id, "a room id"))
+
+    def _open(self, node: Node, room_id: str) -> Room:
+        node.open(room_id)
+        room = self._rooms.get(room_id)
+        if room is None:  # it has ended in the meantime
             raise RoomNotFound(f"there is no room {room_id!r}")
         return room
 
     def find_room(self, room_id: str) -> Room | None:
-        """The room with this id, or None."""
+        """The room with this id, if it is in this process now, or None."""
         return self._rooms.get(room_id)
 
     def rooms(self) -> tuple[Room, ...]:
@@ -308,7 +359,7 @@ class RoomManager:
         owner = options.get("owner")
         room = self._make_room(metadata=metadata, **options)
         player = self._seat(room, player_id, name, reserve)  # before anybody else can find it
-        self._admit(room, owner)
+        self._publish(room, owner)
         return room, player
 
     def open_rooms(
@@ -332,11 +383,21 @@ class RoomManager:
             return room.join(player_id, name=name, password=room.password).player
         return room.add_player(player_id, name)
 
-    def transfer(self, room: Room, player_id: str | None = None, *, new_room_id: str | None = None) -> Room:
+    def transfer(
+        self,
+        room: Room,
+        player_id: str | None = None,
+        *,
+        new_room_id: str | None = None,
+        answer: Callable[[Room], None] | None = None,
+    ) -> Room:
         """Seat everybody of ``room`` in a new one with the same bounds, settings, bans and tokens (a rematch).
 
         Those who are connected get ``room_transferred``; with it the old room closes. Seats that nobody takes again are
         given up after ``reconnect_grace``. The host stays host.
+
+        Args:
+            answer: called with the new room, as :meth:`Room.submit` answers.
 
         Raises:
             NotHost, PlayerNotFound, InvalidTransition (closed), RoomExists, LimitExceeded, ShuttingDown, RoomBusy: the
@@ -359,9 +420,12 @@ class RoomManager:
         for seat in sorted(seats, key=lambda seat: seat.id != state.host):  # stable: the host first, then the rest
             new.seat_again(seat)
         new.inherit(state, bans)
-        self._admit(new, owner)
+        self._publish(new, owner)
         try:
-            room.execute(c.Transfer(player_id, new.id))
+            if answer is None:
+                room.execute(c.Transfer(player_id, new.id))
+            else:
+                room.submit(c.Transfer(player_id, new.id), lambda events: answer(new))
         except BaseException:
             new.execute(c.Close(None, "transfer failed", force=True))
             self._remove(new)
@@ -371,16 +435,24 @@ class RoomManager:
     # Going.
 
     def remove_room(self, room_id: str, reason: str = "removed") -> None:
-        """Close a room and take it away at once.
+        """Close a room and take it away at once; out of the store, where there is one, as soon as that answers.
 
         Raises:
             RoomNotFound: there is none.
         """
         room = self.get_room(room_id)
         room.execute(c.Close(None, reason, force=True))
-        self._remove(room)
+        self._remove(room, wait=True)
 
-    def _remove(self, room: Room) -> bool:
+    def _remove(self, room: Room, wait: bool = False) -> bool:
+        """It has ended."""
+        known = self._drop(room)
+        if known and self._node is not None:
+            self._node.remove(room.id, wait)
+        return known
+
+    def _drop(self, room: Room) -> bool:
+        """It cannot be found any more."""
         with self._lock:
             if self._rooms.get(room.id) is not room:
                 return False
@@ -395,6 +467,37 @@ class RoomManager:
         self.tally.add_many("dropped_by_removed", room.dropped)
         room.dispose()
         return True
+
+    # For the node, where instances share rooms.
+
+    def revive(self, record: bytes, read: Callable[[str, int], Sequence[bytes]]) -> Room:
+        """See sharing.node.Rooms."""
+        machine = load(record, self._lifecycles, self._clock(), self._runtime.wall_clock())
+        after = max(0, machine.seq - machine.config.history_size)
+        try:
+            history = load_events(read(machine.epoch, after), machine.seq)
+        except InvalidRecord:  # who comes back gets a fresh state
+            log.exception("the events of room %s cannot be read", machine.id)
+            history = []
+        return Room.from_machine(machine, history, self._runtime, self._broadcaster)
+
+    def take_over(self, room: SharedRoom) -> None:
+        """See sharing.node.Rooms."""
+        assert isinstance(room, Room)
+        with self._lock:
+            if self._shut_down:
+                raise ShuttingDown("the manager is shut down")
+            self._rooms[room.id] = room
+            self._heap.set(room.id, self._clock())  # the sweep looks at once, and finds out
+            reaper = self._reaper
+        room.disconnect_all()
+        if reaper is not None:
+            reaper.wake()
+
+    def lose(self, room: SharedRoom) -> None:
+        """See sharing.node.Rooms."""
+        assert isinstance(room, Room)
+        self._drop(room)
 
     def cleanup(self) -> list[str]:
         """One sweep: do everything that is due by now, and return the ids of the rooms taken away.
@@ -451,6 +554,8 @@ class RoomManager:
                 return
             self._reaper = reaper = Reaper(self.cleanup, self._seconds_to_next)
         reaper.start()
+        if self._node is not None:
+            self._node.start()
 
     def _seconds_to_next(self) -> float:
         with self._lock:
@@ -471,7 +576,8 @@ class RoomManager:
 
     def shutdown(self, timeout: float = 10.0, *, spread: float = 5.0) -> bool:
         """Stop admitting, tell connected clients to come back (1012, after a random part of ``spread`` seconds, so that
-        they do not come all at once), close every room, deliver what is queued, and join the threads.
+        they do not come all at once), close every room, deliver what is queued, and join the threads. Rooms that
+        instances share are not closed: they are stored, and go on elsewhere.
 
         Blocks at most about ``timeout`` seconds. A second call does nothing.
 
@@ -494,17 +600,19 @@ class RoomManager:
 
         busy = rooms
         while True:  # those that are too busy again, after all the others
-            busy = [room for room in busy if not _closed_for_restart(room, come_back)]
+            busy = [room for room in busy if not _closed_for_restart(room, come_back, self._node is not None)]
             if not busy or time.monotonic() >= deadline:
                 break
             time.sleep(0.001)  # for rooms whose busy_timeout is 0
         for room in busy:
             log.warning("room %s was too busy to close", room.id)
             room.announce_restart(come_back)
+        if self._node is not None:
+            ended = self._node.stop(max(0.0, deadline - time.monotonic())) and ended
         for room in rooms:
             ended = room.refuse_connections(max(0.0, deadline - time.monotonic())) and ended
             ended = room.stop_threads(max(0.0, deadline - time.monotonic())) and ended
-            self._remove(room)
+            self._drop(room)
         return self._hooks.stop(max(0.0, deadline - time.monotonic())) and ended
 
     @property
@@ -513,11 +621,22 @@ class RoomManager:
         return self._shut_down
 
     @property
+    def shares_rooms(self) -> bool:
+        """Whether there is a backend."""
+        return self._node is not None
+
+    @property
+    def store_answers(self) -> bool:
+        """Whether the backend, if there is one, answered last."""
+        return self._node is None or self._node.reachable
+
+    @property
     def has_threads(self) -> bool:
         """Whether threads are at work for the rooms now: the reaper, broadcasters, subscribers, a server's."""
         return (
             self._reaper is not None
             or self._hooks.running
+            or (self._node is not None and self._node.running)
             or self._broadcaster is not ThreadBroadcaster
             or any(room.has_threads for room in self._rooms.values())
         )
@@ -610,10 +729,13 @@ def is_open(room: Room, state: RoomState) -> bool:
     return state.has_space and not state.locked and room.lifecycle.allows(state.status, "add_player")
 
 
-def _closed_for_restart(room: Room, reason: Callable[[], str]) -> bool:
+def _closed_for_restart(room: Room, reason: Callable[[], str], shared: bool) -> bool:
     """False: it was too busy."""
     try:
-        room.close_for_restart(reason)
+        if shared:
+            room.hand_over(reason)
+        else:
+            room.close_for_restart(reason)
     except RoomBusy:
         return False
     return True

@@ -118,7 +118,7 @@ def test_close_codes_tell_by_their_range_whether_to_come_back() -> None:
 def test_each_refusal_has_a_close_code(kind: type[RoomkitError]) -> None:
     """Whoever could not join is told by a documented code; come back only where that can help."""
     entry = CLOSE_CODES[close_code_for(make(kind))]
-    assert entry.come_back is (kind.__name__ in ("RoomBusy", "ShuttingDown"))
+    assert entry.come_back is (kind.__name__ in ("BackendUnavailable", "RoomBusy", "ShuttingDown"))
 
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)

@@ -29,6 +29,9 @@ from typing import Literal, NamedTuple, Protocol
 #: the one that the commit follows (for a new room: there is one already, or for any: there is none any more).
 Outcome = Literal["committed", "fenced", "conflict"]
 
+#: Seconds for which a store knows that a room was taken away: it cannot be restored, by an owner that slept, say.
+REMEMBERED = 600.0
+
 
 class Instance(NamedTuple):
     """A process that serves rooms. ``address``: where it is reached by people and load balancers, for pages to show."""
@@ -62,11 +65,12 @@ class Position(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A room as it is kept. ``record``: what was committed last, byte for byte."""
+    """A room as it is kept. ``record``: what was committed last, byte for byte; ``token``: of the lease under which."""
 
     record: bytes
     position: Position
     revision: int
+    token: int
 
 
 class Commit(NamedTuple):
@@ -138,8 +142,12 @@ class Backend(Protocol):
         A lease that ended, and that nobody has taken since, is renewed as well.
         """
 
-    def release(self, leases: Sequence[Lease]) -> None:
-        """Give leases up: others may have them at once. What was followed by another's already stays as it is."""
+    def release(self, leases: Sequence[Lease], *, orphan: bool = False) -> None:
+        """Give leases up: others may have them at once. What was followed by another's already stays as it is.
+
+        ``orphan``: :meth:`orphans` tells of the scopes once this instance is not alive any more, so that somebody goes
+        on with them without being asked for.
+        """
 
     def holders(self, scopes: Sequence[str]) -> list[Held | None]:
         """For each scope, in their order: who has it now."""
@@ -159,7 +167,8 @@ class Backend(Protocol):
 
     def restore(self, commits: Sequence[Commit]) -> list[Outcome]:
         """Like :meth:`commit`, after the store has lost what was committed: whatever older revision it has, or none,
-        is replaced by this one. ``events`` may begin with any that the store still has.
+        is replaced by this one. ``events`` may begin with any that the store still has. A room that was taken away,
+        not lost, is a conflict for ``REMEMBERED`` seconds.
         """
 
     # Events.

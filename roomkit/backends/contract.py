@@ -200,7 +200,7 @@ class BackendContract:
         assert two.commit([self._step(theirs, 1, 1, epoch="e2")]) == ["conflict"]
         stored = two.open(theirs, self.room)
         assert stored is not None
-        assert stored == (step.record, Position("e1", 3), 1)
+        assert stored == (step.record, Position("e1", 3), 1, lease.token)
         assert two.positions([self.room, self.other]) == [Position("e1", 3), None]
         assert two.read(self.room, "e1", 0) == Events(1, tuple(step.events))
 
@@ -291,6 +291,22 @@ class BackendContract:
         assert backend.commit([self._step(lease, 1, 1, epoch="e2")]) == ["committed"]
         assert backend.read(self.room, "e2", 0) == Events(1, tuple(_events(1, 1)))
 
+    def test_what_was_taken_away_is_not_restored(self) -> None:
+        """By an owner that slept, say, while another one ended the room: it has not been lost. It can be made anew."""
+        backend = self._backend()
+        first = self._lease(backend, self.amy)
+        assert backend.commit([self._step(first, 1, 2, 2)]) == ["committed"]
+        backend.release([first])
+        second = self._lease(backend, self.bob)
+        assert backend.commit([self._step(second, 2, 2, 0)._replace(record=None)]) == ["committed"]
+        for _ in range(2):
+            backend.release([second])
+            second = self._lease(backend, self.amy)
+            assert backend.restore([self._step(second, 2, 3)]) == ["conflict"]
+            assert backend.open(second, self.room) is None
+        assert backend.commit([self._step(second, 1, 1, epoch="e2")]) == ["committed"]
+        assert backend.restore([self._step(second, 5, 2, epoch="e2")]) == ["committed"]  # this one was not taken away
+
     def test_a_room_goes_on_elsewhere(self) -> None:
         """Its next owner's commits follow the last one's."""
         backend = self._backend()
@@ -316,7 +332,7 @@ class BackendContract:
         assert backend.read(self.room, "e1", 0) == Events(1, tuple(_events(1, 8)))
         stored = backend.open(lease, self.room)
         assert stored is not None
-        assert stored == (later.record, Position("e1", 8), 9)
+        assert stored == (later.record, Position("e1", 8), 9, lease.token)
         assert backend.restore([self._step(lease, 8, 8, 1)]) == ["conflict"]  # not back
         only = self._step(lease, 10, 8, 0)  # a change that caused no event
         assert backend.restore([only]) == ["committed"]
@@ -410,6 +426,31 @@ class BackendContract:
         assert orphans() == set()
         backend.withdraw(self.bob)
         assert orphans() == set(scopes[1:])
+
+    def test_what_an_instance_hands_over_is_found(self) -> None:
+        """It can be had at once; and is looked for where its instance is gone, without anybody asking for the room."""
+        backend = self._backend()
+        rooms = [f"{self.room}.{n}" for n in range(3)]
+        scopes = [backend.scope_of(room_id) for room_id in rooms]
+
+        def orphans() -> set[str]:
+            return set(backend.orphans(100_000)) & set(scopes)
+
+        backend.announce(Instance(self.amy, ""))
+        leases = [self._lease(backend, self.amy, room_id) for room_id in rooms]
+        assert backend.commit([self._step(lease, 1, 1, room_id=lease.scope) for lease in leases]) == ["committed"] * 3
+        backend.release(leases, orphan=True)
+        assert backend.holders(scopes) == [None] * 3
+        assert orphans() == set()
+        backend.withdraw(self.amy)
+        assert orphans() == set(scopes)
+        backend.announce(Instance(self.bob, ""))
+        leases = [self._lease(backend, self.bob, room_id) for room_id in rooms]
+        backend.release(leases[:1], orphan=True)
+        backend.release(leases[1:])
+        assert orphans() == set()
+        backend.withdraw(self.bob)
+        assert orphans() == set(scopes[:1])
 
     def test_closing_is_done_once(self) -> None:
         """And the leases stay."""

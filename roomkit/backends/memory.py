@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from roomkit.backends.base import Commit, Events, Held, Instance, Lease, Outcome, Position, Stored
+from roomkit.backends.base import REMEMBERED, Commit, Events, Held, Instance, Lease, Outcome, Position, Stored
 
 
 class _Scope:
@@ -46,6 +46,7 @@ class MemoryStore:
         self.scopes: dict[str, _Scope] = {}
         self.held: dict[str, set[str]] = {}  # instance -> what it acquired and did not release
         self.rooms: dict[str, _Room] = {}
+        self.taken_away: dict[str, float] = {}  # when; in this order
 
 
 class MemoryBackend:
@@ -139,12 +140,13 @@ class MemoryBackend:
                     renewed.append(None)
             return renewed
 
-    def release(self, leases: Sequence[Lease]) -> None:
+    def release(self, leases: Sequence[Lease], *, orphan: bool = False) -> None:
         """See Backend."""
         with self._store.lock:
             for lease in leases:
                 if self._is_current_locked(lease):
-                    self._forget_locked(lease.instance, lease.scope)
+                    if not orphan or lease.scope not in self._store.rooms:
+                        self._forget_locked(lease.instance, lease.scope)
                     if lease.scope in self._store.rooms:
                         self._store.scopes[lease.scope].until = 0.0
                     else:
@@ -167,7 +169,7 @@ class MemoryBackend:
         """See Backend."""
         with self._store.lock:
             room = self._store.rooms.get(room_id)
-            return None if room is None else Stored(room.record, room.position, room.revision)
+            return None if room is None else Stored(room.record, room.position, room.revision, room.token)
 
     def commit(self, commits: Sequence[Commit]) -> list[Outcome]:
         """See Backend."""
@@ -190,8 +192,13 @@ class MemoryBackend:
             return "committed"
         if revision >= step.revision if restore else revision != step.revision - 1:
             return "conflict"
+        if restore and room is None and self._was_taken_away_locked(step.room_id):
+            return "conflict"
         if step.record is None:
             del self._store.rooms[step.room_id]
+            self._was_taken_away_locked(step.room_id)  # lets go of older ones
+            self._store.taken_away.pop(step.room_id, None)  # it goes to the end
+            self._store.taken_away[step.room_id] = self._store.clock()
             return "committed"
         if room is None or room.position.epoch != step.position.epoch:
             room = self._store.rooms[step.room_id] = _Room(step.record, Position(step.position.epoch, 0), 0, 0)
@@ -203,6 +210,12 @@ class MemoryBackend:
         room.record, room.position, room.revision = step.record, step.position, step.revision
         room.token = step.lease.token
         return "committed"
+
+    def _was_taken_away_locked(self, room_id: str) -> bool:
+        taken_away, since = self._store.taken_away, self._store.clock() - REMEMBERED
+        while taken_away and taken_away[oldest := next(iter(taken_away))] < since:
+            del taken_away[oldest]
+        return room_id in taken_away
 
     # Events.
 

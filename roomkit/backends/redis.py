@@ -5,7 +5,8 @@ Keys, each after the prefix. Braces are literal: what belongs to one room shares
 ==========================  =======  ================================================================================
 ``room:{ID}``               string   the room's record, JSON (``core/record.py``)
 ``room:{ID}:lease``         hash     token, instance, until (ms, the server's clock); epoch, seq and revision of the
-                                     record, and ``by``, the token that it was committed with
+                                     record, and ``by``, the token that it was committed with; ``gone``: it was
+                                     taken away
 ``room:{ID}:log``           stream   one entry a commit, with the id ``SEQ-0`` of its last event; bounded
 ``room:{ID}:events``        channel  the same entries, live
 ``instance:{NAME}``         string   its address; there as long as it is alive
@@ -25,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from roomkit.backends.base import Commit, Events, Held, Instance, Lease, Outcome, Position, Stored
+from roomkit.backends.base import REMEMBERED, Commit, Events, Held, Instance, Lease, Outcome, Position, Stored
 from roomkit.backends.redis_nodes import Call, Nodes, Script
 from roomkit.errors import InvalidConfig, InvalidRecord
 
@@ -35,11 +36,11 @@ _NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] /
 _ACQUIRE = Script(
     _NOW
     + """
-local l = redis.call('HMGET', KEYS[1], 'token', 'instance', 'until', 'revision')
+local l = redis.call('HMGET', KEYS[1], 'token', 'instance', 'until', 'revision', 'gone')
 if l[2] and l[2] ~= ARGV[1] and tonumber(l[3]) > now then return {0, l[2], tonumber(l[3]) - now} end
 local token = math.max(now, (tonumber(l[1] or 0)) + 1)
 redis.call('HSET', KEYS[1], 'token', token, 'instance', ARGV[1], 'until', now + ARGV[2])
-if not l[4] then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+if not l[4] and not l[5] then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 return {token, l[2]}
 """
 )
@@ -48,9 +49,10 @@ return {token, l[2]}
 _RENEW = Script(
     _NOW
     + """
-local l = redis.call('HMGET', KEYS[1], 'token', 'instance', 'revision')
+local l = redis.call('HMGET', KEYS[1], 'token', 'instance', 'revision', 'gone')
 if l[1] ~= ARGV[2] or l[2] ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'until', now + ARGV[3])
+if l[4] then return 1 end
 if not l[3] then redis.call('PEXPIRE', KEYS[1], ARGV[3] + 60000)
 elseif redis.call('PTTL', KEYS[2]) < ARGV[4] / 2 then
     for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], ARGV[4]) end
@@ -62,10 +64,10 @@ return 1
 # KEYS: lease. ARGV: instance, token.
 _RELEASE = Script(
     """
-local l = redis.call('HMGET', KEYS[1], 'token', 'instance', 'revision')
+local l = redis.call('HMGET', KEYS[1], 'token', 'instance', 'revision', 'gone')
 if l[1] ~= ARGV[2] or l[2] ~= ARGV[1] then return 0 end
-if l[3] then redis.call('HSET', KEYS[1], 'until', 0) else redis.call('DEL', KEYS[1]) end
-return 1
+if l[3] or l[4] then redis.call('HSET', KEYS[1], 'until', 0) else redis.call('DEL', KEYS[1]) end
+return l[3] and 1 or 2
 """
 )
 
@@ -82,36 +84,39 @@ return {l[1], tonumber(l[2]) - now}
 # KEYS: lease, room.
 _OPEN = Script(
     """
-local l = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'revision')
-return {redis.call('GET', KEYS[2]), l[1], l[2], l[3]}
+local l = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'revision', 'by')
+return {redis.call('GET', KEYS[2]), l[1], l[2], l[3], l[4]}
 """
 )
 
 # KEYS: lease, room, log. ARGV: instance, token, epoch, seq, revision, whether to restore, first seq of the events,
-# entry, channel, how long the keys stay, entries to keep, record (none: take the room away).
+# entry, channel, how long the keys stay, entries to keep, how long it is remembered that a room was taken away, record
+# (none: take the room away).
 _COMMIT = Script(
     """
-local l = redis.call('HMGET', KEYS[1], 'token', 'instance', 'epoch', 'seq', 'revision', 'by')
+local l = redis.call('HMGET', KEYS[1], 'token', 'instance', 'epoch', 'seq', 'revision', 'by', 'gone')
 if l[1] ~= ARGV[2] or l[2] ~= ARGV[1] then return 1 end
 local revision, want, seq = tonumber(l[5] or 0), tonumber(ARGV[5]), tonumber(l[4] or 0)
 if l[3] == ARGV[3] and revision == want and l[6] == ARGV[2] then return 0 end
-if not ARGV[12] and revision == 0 then return 0 end
+if not ARGV[13] and revision == 0 then return 0 end
 if ARGV[6] == '1' then
-    if revision >= want then return 2 end
+    if revision >= want or l[7] then return 2 end
 elseif revision ~= want - 1 then
     return 2
 end
-if not ARGV[12] then
+if not ARGV[13] then
     redis.call('DEL', KEYS[2], KEYS[3])
     redis.call('HDEL', KEYS[1], 'epoch', 'seq', 'revision', 'by')
-    redis.call('PEXPIRE', KEYS[1], 60000)
+    redis.call('HSET', KEYS[1], 'gone', 1)
+    redis.call('PEXPIRE', KEYS[1], ARGV[12])
     return 0
 end
+if l[7] then redis.call('HDEL', KEYS[1], 'gone') end
 if l[3] ~= ARGV[3] then
     seq = 0
     redis.call('DEL', KEYS[3])
 end
-redis.call('SET', KEYS[2], ARGV[12], 'PX', ARGV[10])
+redis.call('SET', KEYS[2], ARGV[13], 'PX', ARGV[10])
 redis.call('HSET', KEYS[1], 'epoch', ARGV[3], 'seq', ARGV[4], 'revision', ARGV[5], 'by', ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[10])
 if tonumber(ARGV[4]) > seq then
@@ -286,12 +291,12 @@ class RedisBackend:
         answers = self._nodes.run(calls)
         return [lease._replace(until=until) if ok else None for lease, ok in zip(leases, answers, strict=True)]
 
-    def release(self, leases: Sequence[Lease]) -> None:
+    def release(self, leases: Sequence[Lease], *, orphan: bool = False) -> None:
         """See Backend."""
         calls = [_RELEASE.call([self._room(lease.scope, ":lease")], lease.instance, lease.token) for lease in leases]
         given_up: dict[str, set[str]] = {}
         for lease, done in zip(leases, self._nodes.run(calls), strict=True):
-            if done:
+            if done == 2 or (done and not orphan):  # 2: there is no room
                 given_up.setdefault(lease.instance, set()).add(lease.scope)
         for name, scopes in given_up.items():
             self._forget(name, scopes)
@@ -311,10 +316,10 @@ class RedisBackend:
 
     def open(self, lease: Lease, room_id: str) -> Stored | None:
         """See Backend."""
-        record, epoch, seq, revision = self._nodes.run([_OPEN.call(self._keys(room_id)[:2])])[0]
+        record, epoch, seq, revision, token = self._nodes.run([_OPEN.call(self._keys(room_id)[:2])])[0]
         if record is None or revision is None:
             return None
-        return Stored(record, Position(_text(epoch), int(seq)), int(revision))
+        return Stored(record, Position(_text(epoch), int(seq)), int(revision), int(token))
 
     def commit(self, commits: Sequence[Commit]) -> list[Outcome]:
         """See Backend."""
@@ -342,6 +347,7 @@ class RedisBackend:
                 self._room(step.room_id, ":events"),
                 self._record_ms,
                 self._log_size,
+                round(REMEMBERED * 1000),
             ]
             if step.record is not None:
                 arguments.append(step.record)

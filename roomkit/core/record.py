@@ -9,13 +9,13 @@ clock of whoever wrote it: a room that goes on elsewhere keeps its times as well
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from roomkit.core.config import RoomConfig
-from roomkit.core.events import MAX_DEPTH, too_deep
+from roomkit.core.events import EVENT_TYPES, MAX_DEPTH, Event, too_deep
 from roomkit.core.ids import check_id, check_name
 from roomkit.core.lifecycle import Lifecycle
 from roomkit.core.state import MAX_SETTINGS, RoomMachine, Seat
@@ -71,6 +71,7 @@ class RoomRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(RoomRecord).decode
 _decode_config = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_event = msgspec.json.Decoder(Event).decode
 _configs: dict[RoomConfig, msgspec.Raw] = {}  # written once per kind of room, not with each change of each
 _MAX_CONFIGS = 64
 _MAX_TOKEN = 256
@@ -144,6 +145,26 @@ def load(data: bytes, lifecycles: Mapping[str, Lifecycle], now: float, at: float
         return _machine(_decode(data), lifecycles, now - at)
     except (ValueError, RecursionError, OverflowError) as error:  # msgspec's and roomkit's own are ValueErrors
         raise InvalidRecord(f"what is stored is no room: {error}") from None
+
+
+def load_events(data: Sequence[bytes], last: int) -> list[Event]:
+    """Events as they were stored, each as JSON, in the order of their seq, the last of which is ``last``.
+
+    Raises:
+        InvalidRecord: they are no events, or not these.
+    """
+    events = []
+    for seq, text in enumerate(data, last - len(data) + 1):
+        try:
+            if too_deep(text.decode(), MAX_DEPTH + 2):
+                raise ValueError("it nests too deep")
+            event = _decode_event(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRecord(f"what is stored is no event: {error}") from None
+        if event.seq != seq or event.type not in EVENT_TYPES:
+            raise InvalidRecord(f"what is stored is not the event with seq {seq}")
+        events.append(event)
+    return events
 
 
 def _machine(record: RoomRecord, lifecycles: Mapping[str, Lifecycle], shift: float) -> RoomMachine:

@@ -21,6 +21,7 @@ from werkzeug.wrappers import Request, Response
 from roomkit.core.events import encode_json, rfc3339, too_deep
 from roomkit.core.snapshot import RoomState
 from roomkit.errors import (
+    BackendUnavailable,
     BadPassword,
     BadToken,
     InvalidConfig,
@@ -68,6 +69,7 @@ _STATUS: dict[type[RoomkitError], int] = {
     Unauthorized: 401,
     LimitExceeded: 429,
     RoomBusy: 503,
+    BackendUnavailable: 503,
     ShuttingDown: 503,
     InvalidId: 400,
     InvalidConfig: 400,
@@ -189,7 +191,7 @@ class Api:
         except HandshakeRefused as error:
             return _error(error.status, error.code, str(error))
         except RoomkitError as error:
-            headers = {"Retry-After": "1"} if isinstance(error, RoomBusy | ShuttingDown) else {}
+            headers = {"Retry-After": "1"} if isinstance(error, RoomBusy | BackendUnavailable | ShuttingDown) else {}
             return _error(_STATUS.get(type(error), 400), error.code, str(error), headers)
         except HTTPException as error:
             status = error.code or 500

@@ -88,6 +88,7 @@ class Server:
             port=settings.port,
             limits=limits_from(settings),
             authenticate=authenticate,
+            open_slowly=self.rooms.shares_rooms,  # looking for a room may wait for the store
             origins=settings.origin,
             ssl_context=ssl_context,
             io_threads=settings.io_threads,

@@ -64,7 +64,8 @@ class WebSocketServer:
     """One port for WebSocket and HTTP.
 
     Args:
-        open_session: makes the session of an upgrade; called on an I/O thread: must be quick. It may raise
+        open_session: makes the session of an upgrade; called on an I/O thread: must be quick, unless
+            ``open_slowly`` or ``authenticate`` have it called on a pool thread. It may raise
             ``HandshakeRefused`` (an HTTP error) or a ``RoomkitError`` (accepted, then closed with its code). The second
             argument is what ``authenticate`` returned.
         application: answers everything that is no upgrade, on the threads ``roomkit-http-N``.
@@ -88,6 +89,7 @@ class WebSocketServer:
         limits: Limits | None = None,
         application: WsgiApplication = not_found,
         authenticate: Callable[[UpgradeRequest], Any] | None = None,
+        open_slowly: bool = False,
         origins: Sequence[str] = (),
         ssl_context: ssl.SSLContext | None = None,
         io_threads: int = 1,
@@ -110,6 +112,7 @@ class WebSocketServer:
         self.bytes_received = 0
         self._open_session = open_session
         self._authenticate = authenticate
+        self._open_slowly = open_slowly
         self._ssl_context = ssl_context
         self._place = place
         self._peers = peers
@@ -361,24 +364,21 @@ class WebSocketServer:
         """Make a WebSocket of a connection whose request is well-formed."""
         if self.over_limit(http):
             self._become(http, request, RefusedSession(CLOSE["over_limit"], "too many connections"))
-        elif self._authenticate is None:
-            self._open(http, request, None)
+        elif self._authenticate is None and not self._open_slowly:
+            self._answer(http, request, self._outcome(request))
         else:
             try:
-                self.pool.submit(lambda: self._run_authenticate(http, request))
+                self.pool.submit(lambda: self._judge_and_answer(http, request))
             except PoolFull:
                 self._become(http, request, RefusedSession(CLOSE["busy"], "the server is busy; try again"))
 
-    def _run_authenticate(self, http: HttpConnection, request: UpgradeRequest) -> None:
-        """On a pool thread: the hook may block."""
-        identity, refused = self._ask_who(request)
+    def _judge_and_answer(self, http: HttpConnection, request: UpgradeRequest) -> None:
+        """On a pool thread: the hooks may block."""
+        outcome = self._outcome(request)
 
         def finish() -> None:
             if http.alive:
-                if refused is not None:
-                    self._become(http, request, refused)
-                else:
-                    self._open(http, request, identity)
+                self._answer(http, request, outcome)
 
         http.reactor.call(finish)
 
@@ -395,13 +395,25 @@ class WebSocketServer:
             self.tally.add("hook_errors")
             return None, RefusedSession(CLOSE["internal_error"], "the server could not check who you are")
 
-    def _open(self, http: HttpConnection, request: UpgradeRequest, identity: Any) -> None:
+    def _ask_and_open(self, request: UpgradeRequest, identity: Any) -> Session:
+        """Raises HandshakeRefused; every other refusal is a session."""
+        if identity is None:
+            identity, refused = self._ask_who(request)
+            if refused is not None:
+                return refused
+        return self._session_for(request, identity)
+
+    def _outcome(self, request: UpgradeRequest) -> Session | HandshakeRefused:
         try:
-            session = self._session_for(request, identity)
+            return self._ask_and_open(request, None)
         except HandshakeRefused as refusal:
-            http.refuse(refusal.status, refusal.code, str(refusal), list(refusal.headers))
-            return
-        self._become(http, request, session)
+            return refusal
+
+    def _answer(self, http: HttpConnection, request: UpgradeRequest, outcome: Session | HandshakeRefused) -> None:
+        if isinstance(outcome, HandshakeRefused):
+            http.refuse(outcome.status, outcome.code, str(outcome), list(outcome.headers))
+        else:
+            self._become(http, request, outcome)
 
     def _session_for(self, request: UpgradeRequest, identity: Any) -> Session:
         """Raises HandshakeRefused; every other refusal is a session."""
@@ -486,11 +498,7 @@ class WebSocketServer:
     def _judge(self, request: UpgradeRequest, identity: Any) -> Session:
         if self._is_over_limit(request.address):
             return RefusedSession(CLOSE["over_limit"], "too many connections")
-        if identity is None:
-            identity, refused = self._ask_who(request)
-            if refused is not None:
-                return refused
-        return self._session_for(request, identity)
+        return self._ask_and_open(request, identity)
 
     def _begin(
         self, reactor: Reactor, sock: socket.socket, request: UpgradeRequest, session: Session, received: bytes

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from roomkit.concurrency.worker import PoolFull
 from roomkit.core import commands as c
 from roomkit.core.events import Event, encode_json, rfc3339
 from roomkit.errors import CLOSE, InvalidMessage, InvalidTransition, RoomBusy, RoomkitError, close_code_for, close_name
@@ -115,9 +117,10 @@ class RoomSession:
     # Operations that are one command.
 
     def _run(self, message_id: str | None, command: c.Command) -> None:
-        events = self.room.execute(command)
-        if message_id is not None:
-            self._ack(message_id, events)
+        if message_id is None:
+            self.room.execute(command, wait=False)
+        else:
+            self.room.submit(command, partial(self._ack, message_id))
 
     def _ready(self, message: m.Ready) -> None:
         self._run(message.id, c.SetPlayerReady(self.player_id, message.data.ready))
@@ -158,9 +161,29 @@ class RoomSession:
         status = self.room.status
         if status not in self.room.lifecycle.finished:
             raise InvalidTransition(self.room.id, str(status), "rematch")
-        new = self._server.rooms.transfer(self.room, self.player_id)
-        if message.id is not None:
-            self._reply_ack(message.id, {"seq": self.room.get_state().seq, "room_id": new.id})
+
+        def transfer() -> None:
+            self._server.rooms.transfer(self.room, self.player_id, answer=answer)
+
+        def answer(new: Room) -> None:
+            if message.id is not None:
+                self._reply_ack(message.id, {"seq": self.room.get_state().seq, "room_id": new.id})
+
+        if not self.room.is_shared:
+            transfer()
+            return
+        try:  # the store is asked, for which nobody else is to wait
+            self._server.listener.pool.submit(lambda: self._refusing(message.id, transfer))
+        except PoolFull:
+            raise RoomBusy("the server is busy; try again") from None
+
+    def _refusing(self, message_id: str | None, operation: Callable[[], None]) -> None:
+        """On a pool thread: the I/O thread tells of a refusal."""
+        try:
+            operation()
+        except RoomkitError as error:
+            refusal = error  # the name of an except clause ends with it
+            self._connection.reactor.call(lambda: self._refuse(message_id, refusal))
 
     def _state(self, message: m.State) -> None:
         data: dict[str, Any] = {}
@@ -171,7 +194,7 @@ class RoomSession:
             data["events"] = events
         else:
             data["state"] = state.to_dict()
-        self._reply_ack(message.id, data)
+        self.room.when_stored(lambda: self._reply_ack(message.id, data))
 
     def _ping(self, message: m.Ping) -> None:
         self._reply_ack(message.id, {"time": rfc3339(self._server.wall_clock())})

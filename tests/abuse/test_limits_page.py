@@ -50,7 +50,7 @@ def test_a_witness_who_is_not_served_says_so(bench: Bench) -> None:
     witness = Witness(server.listener.address).__enter__()
     assert server.stop()
     # Its room is closed before its connection is: it is refused by the one or told by the other.
-    with pytest.raises(AssertionError, match="Closed|is closed"):
+    with pytest.raises(AssertionError, match=r"Closed|is closed"):
         witness.__exit__(None, None, None)
     witness = Witness(bench.serve().listener.address).__enter__()
     witness.trips.append(60.0)

@@ -108,9 +108,11 @@ class WsClient:
         tls: ssl.SSLContext | None = None,
         receive_buffer: int = 0,
         answer_pings: bool = True,
+        patience: float = PATIENCE,
         **query: object,
     ) -> None:
         self.answer_pings = answer_pings
+        self.patience = patience  # seconds that one wait may take
         self.close_code: int | None = None
         self.close_reason = ""
         self.events: list[dict[str, Any]] = []
@@ -137,7 +139,7 @@ class WsClient:
         self.sock.close()
 
     def _handshake(self) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self.patience
         while b"\r\n\r\n" not in self._buffer:
             self._fill(deadline)
         head, _, rest = bytes(self._buffer).partition(b"\r\n\r\n")
@@ -238,9 +240,9 @@ class WsClient:
         del buffer[: at + length]
         return first & 15, payload, bool(first & 0x80), first >> 4 & 7
 
-    def recv(self, timeout: float = PATIENCE) -> str | bytes:
+    def recv(self, timeout: float | None = None) -> str | bytes:
         """The next message; control frames on the way are dealt with."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + (self.patience if timeout is None else timeout)
         while True:
             opcode, payload, fin, _ = self.recv_frame(max(0.001, deadline - time.monotonic()))
             if opcode == PING:
@@ -267,7 +269,7 @@ class WsClient:
             pass
         raise Closed(self.close_code, self.close_reason)
 
-    def recv_json(self, timeout: float = PATIENCE) -> dict[str, Any]:
+    def recv_json(self, timeout: float | None = None) -> dict[str, Any]:
         """The next message, decoded."""
         message: dict[str, Any] = json.loads(self.recv(timeout))
         if "seq" in message:

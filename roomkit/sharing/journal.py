@@ -1,0 +1,179 @@
+"""Journal: what of a shared room is not stored yet, and the lease under which it will be.
+
+A shared room works in memory like any other, but nothing leaves it before it is stored: no event, welcome, answer or
+close. So what anybody was told is in the store, and an instance that dies takes with it only what nobody heard of.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from roomkit.backends.base import Lease, Position
+from roomkit.concurrency.eventqueue import Entry, Gap
+from roomkit.core.events import Event
+from roomkit.errors import BackendUnavailable, RoomBusy, RoomkitError
+
+
+class Waiter:
+    """A thread that waits until its operation is stored."""
+
+    __slots__ = ("_settled", "_stored")
+
+    def __init__(self) -> None:
+        self._settled = threading.Event()
+        self._stored = False
+
+    def settle(self, stored: bool) -> None:
+        """It is, or nobody will ever know."""
+        self._stored = stored
+        self._settled.set()
+
+    def wait(self, room_id: str, timeout: float) -> None:
+        """Block until it is stored, at most ``timeout`` seconds.
+
+        Raises:
+            BackendUnavailable: it is not, as far as anybody knows; it may be all the same.
+        """
+        if not self._settled.wait(timeout):
+            raise BackendUnavailable(f"the change of room {room_id!r} was not confirmed within {timeout} s")
+        if not self._stored:
+            raise BackendUnavailable(f"room {room_id!r} went on elsewhere before its change was confirmed")
+
+
+class Step(NamedTuple):
+    """What a room did since its last step, taken out of it to be stored, and then delivered.
+
+    ``record``: None when there is nothing to store, only something to deliver.
+    """
+
+    record: bytes | None
+    position: Position
+    events: Sequence[Event]
+    entries: list[Entry]
+    trailing: Gap | None
+    waiters: Sequence[Waiter]
+
+
+class SharedRoom(Protocol):
+    """A room, as whoever stores it sees it."""
+
+    id: str
+
+    def share(self, journal: Journal) -> Step:
+        """From now on nothing leaves it before it is stored; its first step."""
+
+    def take_step(self, timeout: float, whole: bool) -> Step:
+        """What it did since the last one; ``whole``: with its record also when it did nothing.
+
+        Raises:
+            RoomBusy: its lock was not to be had in so many seconds; nothing was taken.
+        """
+
+    def release_step(self, step: Step) -> None:
+        """It is stored: deliver it."""
+
+    def known_events(self, seq: int) -> list[Event]:
+        """Those up to ``seq`` that it still has, without a hole."""
+
+    def abandon(self, timeout: float, reason: str) -> list[Waiter]:
+        """It goes on elsewhere: close its connections with 1012, deliver nothing more. Who waits for a step of it.
+
+        Raises:
+            RoomBusy: its lock was not to be had in so many seconds; from now on it refuses operations all the same.
+        """
+
+
+class Journal:
+    """See the module.
+
+    Attributes:
+        room: None once it is not this instance's any more.
+        lease: replaced as a whole by the thread that stores; read by any.
+        revision: of the last step that is stored. step: the one under way. doubted: whether the store may have lost
+            the lease. lost: it is another instance's. These belong to the thread that stores.
+        removing: the room is to be taken away once its last step is stored. Only ever set.
+        changed: whether there is something to store; guarded by the room's write lock.
+
+    Thread safety: ``*_locked`` under the room's write lock; :meth:`check` and :meth:`mark` by any thread.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_events",
+        "_mark",
+        "_waiters",
+        "changed",
+        "doubted",
+        "lease",
+        "lost",
+        "patience",
+        "refusal",
+        "removing",
+        "revision",
+        "room",
+        "step",
+    )
+
+    def __init__(
+        self,
+        room: SharedRoom,
+        lease: Lease,
+        revision: int,
+        mark: Callable[[Journal], None],
+        patience: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.room: SharedRoom | None = room
+        self.lease = lease
+        self.revision = revision
+        self.patience = patience  # seconds for which an operation waits to be stored
+        self.step: Step | None = None
+        self.doubted = False
+        self.lost = False
+        self.removing = False
+        self.refusal: Callable[[], RoomkitError] | None = None  # set once: why nothing is begun any more
+        self._mark = mark
+        self._clock = clock
+        # Guarded by the room's write lock:
+        self.changed = False
+        self._events: list[Event] = []
+        self._waiters: list[Waiter] = []
+
+    def check(self) -> None:
+        """Before an operation begins.
+
+        Raises:
+            RoomBusy: the lease may have ended: what is done now may never be stored.
+            ShuttingDown: the room is being handed over.
+        """
+        if self.refusal is not None:
+            raise self.refusal()
+        if self._clock() >= self.lease.until:
+            raise RoomBusy("the store of the rooms does not answer; try again")
+
+    def mark(self) -> None:
+        """The room has something to store, or to deliver. Never blocks; under no lock."""
+        self._mark(self)
+
+    def note_locked(self, events: Sequence[Event], wait: bool) -> Waiter | None:
+        """The room may have changed; who is to be told when that is stored, if anybody wants to ``wait``."""
+        self.changed = True
+        try:
+            self._events += events
+            if not wait:
+                return None
+            waiter = Waiter()
+            self._waiters.append(waiter)
+        except MemoryError:  # the change stands. Rather none of the events than a hole; who follows begins anew
+            self._events = []
+            return None
+        return waiter
+
+    def take_locked(self, seq: int) -> tuple[list[Event], list[Waiter]]:
+        """What the next step is to hold, which ends with ``seq``."""
+        events, waiters = self._events, self._waiters
+        self.changed, self._events, self._waiters = False, [], []
+        return (events if not events or events[-1].seq == seq else []), waiters

@@ -1,0 +1,595 @@
+"""Node: an instance's part in sharing rooms. It owns rooms by leases, stores what they do, and goes on with the rooms
+of instances that are gone.
+
+How an operation on a shared room goes::
+
+    caller           write lock: machine.apply, history, queue, Journal.note_locked     (as in any room)
+                     Journal.mark -> the thread below
+    roomkit-store    each marked room: write lock: its record, its new events, its queue   (Room.take_step)
+                     one Backend.commit for all of them
+                     committed: Fanout.release, and the room's broadcaster delivers and answers
+
+While one commit is under way the next operations gather, so the busier, the more of them one script stores. That thread
+also renews the leases, every third of their time, and takes over what an instance left behind that is not alive any
+more. A room is opened or made by the thread that asks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+from roomkit.backends.base import REMEMBERED, Backend, Commit, Held, Instance, Lease, Stored
+from roomkit.core.events import encode_json
+from roomkit.errors import BackendUnavailable, InvalidRecord, RoomBusy, RoomExists, RoomNotFound, ShuttingDown
+from roomkit.metrics import Tally
+from roomkit.sharing.journal import Journal, SharedRoom, Step
+
+log = logging.getLogger("roomkit.sharing")
+
+_BATCH = 500  # rooms in one commit, leases in one renewal
+_ADOPT = 50  # rooms taken over before the others' steps are looked at again
+_SCAN = 0.5  # seconds between two looks for rooms that instances left behind
+_PAUSE = 0.05  # seconds until a store that did not answer, or a room that was locked, is tried again
+_LONGEST = 60.0  # seconds of sleep
+_LOCK = 0.002  # seconds for which one room's lock may hold up all the others
+_GIVE_UP = 5.0  # seconds for which somebody else's opening of the same room is waited for
+
+
+class Rooms(Protocol):
+    """The manager, as the node sees it. Called without any lock."""
+
+    def revive(self, record: bytes, read: Callable[[str, int], Sequence[bytes]]) -> SharedRoom:
+        """The room of a record; ``read(epoch, after)`` gives its events. Raises InvalidRecord."""
+
+    def take_over(self, room: SharedRoom) -> None:
+        """A room that was revived is this instance's: let it be found."""
+
+    def lose(self, room: SharedRoom) -> None:
+        """A room went on elsewhere: it cannot be found here any more."""
+
+
+class Node:
+    """See the module. One per manager; its thread, ``roomkit-store``, begins with the first use and ends with
+    :meth:`stop`.
+
+    Monitor: ``_condition`` guards ``_marked``, ``_journals``, ``_busy`` and the thread's state; the thread waits on it,
+    :meth:`mark` and :meth:`stop` notify. No backend call, room or callback runs under it.
+
+    Thread safety: full.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        instance: Instance,
+        rooms: Rooms,
+        tally: Tally,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.instance = instance
+        self.reachable = True  # whether the store answered last
+        self._backend = backend
+        self._rooms = rooms
+        self._tally = tally
+        self._clock = clock
+        self._condition = threading.Condition(threading.Lock())
+        # Guarded by _condition:
+        self._thread: threading.Thread | None = None
+        self._stop_by: float | None = None  # the moment by which to have ended
+        self._journals: dict[str, Journal] = {}  # by room
+        self._marked: dict[str, Journal] = {}
+        self._busy: set[str] = set()  # rooms that a thread is making or opening
+        self._undo: list[tuple[Lease, Step]] = []  # rooms whose making was not confirmed
+        self._unopened: dict[str, None] = {}  # rooms whose lease was had, and which could not be opened yet
+        # The thread's own:
+        self._locked: list[Journal] = []  # to be looked at again
+        self._retry_at = 0.0
+        self._gave_up = False  # whether something was not stored in the end
+        self._renew_at = 0.0
+        self._scan_at = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether its thread is at work."""
+        return self._thread is not None
+
+    @property
+    def owned(self) -> int:
+        """Rooms that this instance owns now."""
+        return len(self._journals)
+
+    # Rooms come and go, by the threads that want them.
+
+    def start(self) -> None:
+        """Be an instance: start the thread, unless it runs. Raises ShuttingDown."""
+        with self._condition:
+            if self._stop_by is not None:
+                raise ShuttingDown("the instance is shutting down")
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="roomkit-store", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def create(self, room: SharedRoom) -> None:
+        """Store a room that nobody knows yet, as this instance's. Blocks for some three of the store's answers.
+
+        Raises:
+            RoomExists: there is one with this id. BackendUnavailable: it is taken back as soon as the store answers.
+            RoomBusy, ShuttingDown. Nothing was made.
+        """
+        self.start()
+        with self._alone(room.id):
+            if room.id in self._journals:
+                raise RoomExists(f"there is already a room {room.id!r}")
+            [lease] = self._backend.acquire(self.instance.name, [self._backend.scope_of(room.id)])
+            if isinstance(lease, Held):
+                raise RoomExists(f"there is already a room {room.id!r}")
+            journal = self._journal(room, lease, 0)
+            step = room.share(journal)
+            try:
+                [outcome] = self._backend.commit([_commit_of(journal, room, step)])
+            except BaseException:
+                with self._condition:
+                    self._undo.append((lease, step))
+                raise
+            if outcome != "committed":  # there is one that nobody looks after, until now
+                self._take_over(lease, room.id)
+                raise RoomExists(f"there is already a room {room.id!r}")
+            journal.revision = 1
+            self._know(journal, room)
+
+    def open(self, room_id: str) -> SharedRoom:
+        """A room that is stored and that nobody owns, as this instance's from now on.
+
+        Blocks for some five of the store's answers, or for another thread that opens the same room.
+
+        Raises:
+            RoomNotFound: there is none. RoomBusy: another instance owns it. InvalidRecord: what is stored is no room.
+            BackendUnavailable, ShuttingDown. Nothing changed.
+        """
+        self.start()
+        with self._alone(room_id):
+            journal = self._journals.get(room_id)
+            if journal is not None and journal.room is not None:
+                return journal.room
+            if self._backend.positions([room_id]) == [None]:  # a wrong id writes nothing
+                raise RoomNotFound(f"there is no room {room_id!r}")
+            [lease] = self._backend.acquire(self.instance.name, [self._backend.scope_of(room_id)])
+            if isinstance(lease, Held):
+                raise RoomBusy(f"room {room_id!r} is served by instance {lease.instance!r}")
+            return self._take_over(lease, room_id)
+
+    def _take_over(self, lease: Lease, room_id: str) -> SharedRoom:
+        """A lease was had: go on with its room. The caller is alone with it."""
+        with self._condition:
+            self._unopened[room_id] = None
+        try:
+            stored = self._backend.open(lease, room_id)
+            if stored is None:
+                raise RoomNotFound(f"there is no room {room_id!r}")
+            room = self._rooms.revive(stored.record, lambda epoch, after: self._read(room_id, epoch, after))
+        except (RoomNotFound, InvalidRecord):
+            self._opened(room_id)
+            self._backend.release([lease])
+            raise
+        journal = self._journal(room, lease, stored.revision)
+        journal.step = room.share(journal)
+        self._know(journal, room)
+        self._opened(room_id)
+        try:
+            self._rooms.take_over(room)
+        except ShuttingDown:
+            self._forget(journal)
+            self._backend.release([lease], orphan=True)
+            raise
+        self._tally.add("rooms_taken_over")
+        journal.mark()
+        return room
+
+    def _opened(self, room_id: str) -> None:
+        with self._condition:
+            self._unopened.pop(room_id, None)
+
+    def _read(self, room_id: str, epoch: str, after: int) -> Sequence[bytes]:
+        """Every event after ``after``; none when they are not all there."""
+        events: list[bytes] = []
+        while True:
+            found = self._backend.read(room_id, epoch, after + len(events))
+            if found is None:
+                return ()
+            if not found.events:
+                return events
+            events += found.events
+
+    def remove(self, room_id: str, wait: bool = False) -> None:
+        """A room that is not found here any more: once all that it did is stored it is taken out of the store.
+
+        ``wait``: until then, but for so long at most as the store is waited for.
+        """
+        journal = self._journals.get(room_id)
+        if journal is not None:
+            journal.removing = True
+            journal.mark()
+            if wait:
+                with self._condition:
+                    self._condition.wait_for(lambda: journal.room is None, journal.patience)
+
+    def _journal(self, room: SharedRoom, lease: Lease, revision: int) -> Journal:
+        patience = self._backend.lease_ttl + self._backend.timeout
+        return Journal(room, lease, revision, self.mark, patience, self._clock)
+
+    def _know(self, journal: Journal, room: SharedRoom) -> None:
+        with self._condition:
+            self._journals[room.id] = journal
+
+    def _forget(self, journal: Journal) -> None:
+        room, journal.room = journal.room, None
+        if room is None:
+            return
+        with self._condition:
+            if self._journals.get(room.id) is journal:
+                del self._journals[room.id]
+            if self._marked.get(room.id) is journal:
+                del self._marked[room.id]
+            self._condition.notify_all()  # somebody may wait to make it anew
+
+    @contextmanager
+    def _alone(self, room_id: str) -> Iterator[None]:
+        """One thread at a time makes or opens a room, and none while it is being taken away. Raises RoomBusy."""
+
+        def free() -> bool:
+            journal = self._journals.get(room_id)
+            return room_id not in self._busy and (journal is None or not journal.removing)
+
+        with self._condition:
+            if not self._condition.wait_for(free, _GIVE_UP):
+                raise RoomBusy(f"room {room_id!r} is being opened or taken away; try again")
+            self._busy.add(room_id)
+        try:
+            yield
+        finally:
+            self._not_busy([room_id])
+
+    def _not_busy(self, room_ids: Iterable[str]) -> None:
+        with self._condition:
+            self._busy.difference_update(room_ids)
+            self._condition.notify_all()
+
+    # The thread.
+
+    def mark(self, journal: Journal) -> None:
+        """There is something to store, or to deliver. Never blocks."""
+        room = journal.room
+        if room is None:  # not ours any more
+            return
+        with self._condition:
+            if room.id not in self._marked:
+                self._marked[room.id] = journal
+                self._condition.notify_all()
+
+    def stop(self, timeout: float) -> bool:
+        """Store all that is left, give every room to whoever wants it next, and end the thread.
+
+        What is not stored within ``timeout`` seconds is given up: nobody was told of it. Waits somewhat longer than
+        that at most, for the store's last answers.
+
+        Returns:
+            Whether all was stored and the thread has ended.
+        """
+        with self._condition:
+            if self._stop_by is None:
+                self._stop_by = time.monotonic() + timeout
+            thread = self._thread
+            self._condition.notify_all()
+        if thread is None:
+            return True
+        thread.join(timeout + 4 * self._backend.timeout + 1.0)
+        return not thread.is_alive() and not self._gave_up
+
+    def _run(self) -> None:
+        while not self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        """Store what is marked, and do what is due; True: this was the last one."""
+        with self._condition:
+            if not self._marked and (self._locked or self._stop_by is None):
+                pause = min(_LONGEST, max(0.0, min(self._renew_at, self._scan_at) - self._clock()))
+                self._condition.wait(min(pause, _PAUSE) if self._locked else pause)
+            if self._locked and time.monotonic() >= self._retry_at:
+                locked, self._locked = self._locked, []
+                self._marked.update({journal.room.id: journal for journal in locked if journal.room is not None})
+            marked = [self._marked.pop(room_id) for room_id in list(self._marked)[:_BATCH]]
+            stop_by = self._stop_by
+        missed = not self._tried(lambda: self._store(marked))
+        if missed:  # the same steps again: what is stored already is stored once
+            for journal in marked:
+                self.mark(journal)
+        if stop_by is None:
+            missed = not self._tried(self._keep) or missed
+        if stop_by is not None and (time.monotonic() >= stop_by or not (self._marked or self._locked)):
+            self._leave()
+            return True
+        if missed:
+            time.sleep(_PAUSE)
+        return False
+
+    def _tried(self, step: Callable[[], bool]) -> bool:
+        """Do what asks the store for something, or had no need to and says False; whether it came to its end."""
+        try:
+            if step() and not self.reachable:
+                self.reachable = True
+                log.info("the store of the rooms answers again")
+        except BackendUnavailable as error:
+            self._tally.add("store_errors")
+            if self.reachable:
+                self.reachable = False
+                log.warning("the store of the rooms does not answer; what they do waits: %s", error)
+        except BaseException:  # SystemExit too: without this thread nothing would ever be told
+            log.exception("the thread that stores rooms failed and goes on")
+        else:
+            return True
+        return False
+
+    # Steps.
+
+    def _store(self, marked: Sequence[Journal]) -> bool:
+        """One commit for all; whether there was anything.
+
+        Raises:
+            BackendUnavailable: the steps may be stored or not; storing them again does it once.
+        """
+        due: list[tuple[Journal, Commit]] = []
+        for journal in marked:
+            try:
+                commit = self._next_commit(journal)
+            except RoomBusy:
+                self._try_later(journal)
+            except Exception:  # no memory, say; the others go on
+                log.exception("a room's step could not be taken; it is tried again")
+                self._try_later(journal)
+            else:
+                if commit is not None:
+                    due.append((journal, commit))
+        if not due:
+            return False
+        outcomes = self._backend.commit([commit for _, commit in due])
+        self._tally.add("commits", count=len(due))
+        for (journal, commit), outcome in zip(due, outcomes, strict=True):
+            if commit.record is None:
+                self._removed(journal)
+            elif outcome == "committed":
+                self._stored(journal)
+            else:
+                self._claim(journal)
+        return True
+
+    def _try_later(self, journal: Journal) -> None:
+        """A reader is in the room: the others do not wait for it."""
+        if not self._locked:
+            self._retry_at = time.monotonic() + _PAUSE
+        self._locked.append(journal)
+
+    def _next_commit(self, journal: Journal) -> Commit | None:
+        """What is to be stored next, if anything is. Raises RoomBusy."""
+        room = journal.room
+        if room is None:
+            return None
+        if journal.lost:
+            self._lose(journal, room)
+            return None
+        if journal.step is None:
+            journal.step = room.take_step(_LOCK, journal.doubted)
+        else:  # one that was not stored; for what has come since then there is the next turn
+            self.mark(journal)
+        step = journal.step
+        if step.record is not None:
+            return _commit_of(journal, room, step)
+        journal.step = None
+        self._deliver(room, step)
+        if not journal.removing:
+            return None
+        return Commit(journal.lease, room.id, step.position, journal.revision + 1, None)
+
+    def _stored(self, journal: Journal) -> None:
+        room, step = journal.room, journal.step
+        assert room is not None
+        assert step is not None
+        journal.step = None
+        journal.doubted = False
+        journal.revision += 1
+        self._deliver(room, step)
+        if journal.removing:
+            self.mark(journal)
+
+    @staticmethod
+    def _deliver(room: SharedRoom, step: Step) -> None:
+        room.release_step(step)
+        for waiter in step.waiters:
+            waiter.settle(True)
+
+    def _removed(self, journal: Journal) -> None:
+        """Whatever the outcome: who has it instead will take it away."""
+        self._backend.release([journal.lease])
+        self._forget(journal)
+
+    # When a commit is refused.
+
+    def _claim(self, journal: Journal) -> None:
+        """The lease was followed by another one, or the store has lost something.
+
+        Raises:
+            BackendUnavailable: nothing is decided.
+        """
+        room, step, old = journal.room, journal.step, journal.lease
+        assert room is not None
+        assert step is not None
+        [lease] = self._backend.acquire(old.instance, [old.scope])
+        if isinstance(lease, Held):
+            self._lose(journal, room)
+            return
+        stored = self._backend.open(lease, room.id)
+        found = _verdict(old, journal.revision, stored, self._clock() < old.until + REMEMBERED / 2)
+        if found == "lost":
+            events = [*room.known_events(step.position.seq - len(step.events)), *step.events]
+            commit = _commit_of(journal, room, step._replace(events=events))._replace(lease=lease)
+            if self._backend.restore([commit]) == ["committed"]:
+                log.warning("the store had lost room %s; it is there again", room.id)
+                self._tally.add("rooms_restored")
+                found = "ours"
+            else:
+                found = "theirs"
+        if found == "theirs":
+            self._lose(journal, room)
+            self._unowned(lease)
+            return
+        journal.lease = lease
+        if found == "ours":
+            self._stored(journal)
+        else:  # under the new lease
+            self.mark(journal)
+
+    def _unowned(self, lease: Lease) -> None:
+        """What we gave up may be in the store, and nobody looks after it: it is opened from there."""
+        with self._condition:
+            self._unopened[lease.scope] = None
+
+    def _lose(self, journal: Journal, room: SharedRoom) -> None:
+        """The room is another instance's."""
+        journal.lost = True
+        try:
+            waiters = room.abandon(_LOCK, "the room goes on at another instance; come back")
+        except RoomBusy:
+            self._try_later(journal)
+            return
+        log.warning("room %s went on at another instance", room.id)
+        self._tally.add("rooms_lost")
+        self._forget(journal)
+        step = journal.step
+        for waiter in (*(() if step is None else step.waiters), *waiters):
+            waiter.settle(False)
+        self._rooms.lose(room)
+
+    # What is due now and then.
+
+    def _keep(self) -> bool:
+        """Whether anything was due."""
+        now = self._clock()
+        due = now >= min(self._renew_at, self._scan_at)
+        if now >= self._renew_at:
+            self._backend.announce(self.instance)
+            self._renew()
+            self._take_back()
+            self._renew_at = now + self._backend.lease_ttl / 3
+        if now >= self._scan_at and not self._adopt():
+            self._scan_at = now + min(_SCAN, self._backend.lease_ttl / 3)
+        return due
+
+    def _renew(self) -> None:
+        with self._condition:
+            journals = [journal for journal in self._journals.values() if not journal.lost]
+        for begin in range(0, len(journals), _BATCH):
+            some = journals[begin : begin + _BATCH]
+            renewed = self._backend.renew([journal.lease for journal in some])
+            for journal, lease in zip(some, renewed, strict=True):
+                if lease is not None:
+                    journal.lease = lease
+                else:  # a commit will tell whose it is
+                    journal.doubted = True
+                    self.mark(journal)
+
+    def _take_back(self) -> None:
+        """Rooms whose making was not confirmed: there are none."""
+        while self._undo:
+            lease, step = self._undo[0]
+            self._backend.commit([Commit(lease, lease.scope, step.position, 2, None)])
+            self._backend.release([lease])
+            with self._condition:
+                del self._undo[0]
+
+    def _adopt(self) -> bool:
+        """Go on with some of the rooms that instances left behind; whether there were any."""
+        scopes = self._backend.orphans(_ADOPT)
+        random.shuffle(scopes)  # the other instances look at the same ones  # nosec B311
+        with self._condition:
+            scopes += self._unopened
+            scopes = [scope for scope in scopes if scope not in self._busy and scope not in self._journals]
+            self._busy.update(scopes)
+        if not scopes:
+            return False
+        adopted = 0
+        try:
+            leases = self._backend.acquire(self.instance.name, scopes)
+            for lease in leases:
+                if isinstance(lease, Lease):
+                    adopted += self._adopt_one(lease)
+        finally:
+            self._not_busy(scopes)
+        if adopted:
+            log.info("goes on with %d rooms of instances that are gone", adopted)
+        return adopted > 0
+
+    def _adopt_one(self, lease: Lease) -> bool:
+        try:
+            self._take_over(lease, lease.scope)
+        except RoomNotFound:
+            return False
+        except InvalidRecord as error:
+            log.error("room %s was left behind and cannot be read: %s", lease.scope, error)
+            self._tally.add("unreadable_rooms")
+            return False
+        return True
+
+    # The end.
+
+    def _leave(self) -> None:
+        """Give up every lease; rooms whose steps are not stored by now are given up with what nobody was told."""
+        with self._condition:
+            journals = list(self._journals.values())
+        for journal in journals:
+            room = journal.room
+            if room is not None and (journal.step is not None or journal.changed or journal.lost):
+                self._gave_up = True
+                self._lose(journal, room)
+        try:
+            leases = [journal.lease for journal in journals]
+            for begin in range(0, len(leases), _BATCH):
+                self._backend.release(leases[begin : begin + _BATCH], orphan=True)
+            self._backend.withdraw(self.instance.name)
+        except BackendUnavailable as error:
+            self._gave_up = self._gave_up or bool(journals)
+            log.warning("the store does not answer: the rooms go on elsewhere once their leases end: %s", error)
+        for journal in journals:
+            self._forget(journal)
+
+
+Verdict = Literal["ours", "again", "lost", "theirs"]
+
+
+def _verdict(lease: Lease, revision: int, stored: Stored | None, recent: bool) -> Verdict:
+    """What became of a room whose step, which follows ``revision``, was refused under ``lease``.
+
+    ours: the step is stored after all. again: all before it is. lost: the store forgot some of that, or everything
+    (which is believed as long as it is ``recent``: a room that was taken away is remembered for longer). theirs:
+    another instance has changed it since, or has ended it.
+    """
+    if stored is None:
+        return "lost" if recent else "theirs"
+    if stored.token > lease.token:  # tokens rise: this is of somebody who came after us
+        return "theirs"
+    if stored.revision == revision + 1:
+        return "ours"
+    if stored.revision == revision:
+        return "again"
+    return "lost" if stored.revision < revision else "theirs"
+
+
+def _commit_of(journal: Journal, room: SharedRoom, step: Step) -> Commit:
+    events = [encode_json(event) for event in step.events]
+    return Commit(journal.lease, room.id, step.position, journal.revision + 1, step.record, events)

@@ -1,0 +1,131 @@
+"""Servers whose rooms are shared: what their clients see over real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from support.bench import Bench
+from support.bench import bench as bench
+from support.fakes import eventually
+from support.rest import request
+from support.unsteady import Instances, settled, steady
+from support.ws import Closed, WsClient
+
+from roomkit import RoomManager
+from roomkit.server import Server
+
+
+@pytest.fixture
+def pair(bench: Bench, instances: Instances) -> Iterator[list[tuple[Server, RoomManager]]]:
+    """Two servers."""
+    managers = [instances.make(name) for name in ("one", "two")]
+    yield [(bench.serve(rooms, io_threads=2), rooms) for rooms in managers]
+    for rooms in managers:
+        steady(rooms).down = False
+
+
+Pair = list[tuple[Server, RoomManager]]
+
+
+def join(server: Server, player: str, room_id: str = "r", **more: object) -> WsClient:
+    """A client that was welcomed."""
+    client = WsClient(server.listener.address, room_id=room_id, player_id=player, **more)
+    client.expect("welcome")
+    return client
+
+
+def refused(server: Server, **query: object) -> int:
+    """The close code of a client that is not let in."""
+    with WsClient(server.listener.address, **query) as client, pytest.raises(Closed):
+        client.expect("welcome")
+    assert client.close_code is not None
+    return client.close_code
+
+
+def test_an_answer_comes_after_the_events_and_once_they_are_stored(pair: Pair, instances: Instances) -> None:
+    """Also that of a look at the state, which may show what is not stored yet; a refusal is told at once."""
+    server, rooms = pair[0]
+    rooms.create_room("r", max_players=2)
+    with join(server, "amy") as amy, join(server, "bob") as bob:
+        assert amy.do("select_song", {"song_id": "tune"})["seq"] == amy.events[-1]["seq"]
+        with steady(rooms).holding() as held:
+            amy.send("message", {"n": 1}, id="m")
+            assert held.wait(10)
+            amy.send("state", id="s")
+            amy.send("start_game", id="no")
+            amy.send("message", {"n": 2})
+            assert amy.recv_json()["id"] == "no"
+        came = [amy.recv_json() for _ in range(4)]
+        assert [(m["type"], m.get("id")) for m in came] == [
+            ("message", None),
+            ("ack", "m"),
+            ("ack", "s"),
+            ("message", None),
+        ] or [(m["type"], m.get("id")) for m in came] == [
+            ("message", None),
+            ("message", None),
+            ("ack", "m"),
+            ("ack", "s"),
+        ]
+        bob.until_seq(came[-1].get("seq", 0))
+    settled(rooms)
+    assert instances.store.rooms["r"].position.seq == rooms.get_room("r").get_state().seq
+
+
+def test_clients_of_a_drained_server_go_on_at_the_other(pair: Pair) -> None:
+    """1012, and then everything that they missed; nobody was let in at the wrong one before."""
+    (one, rooms), (two, others) = pair
+    rooms.create_room("r")
+    amy = join(one, "amy")
+    seq = amy.do("message", {"n": 1})["seq"]
+    assert refused(two, room_id="r", player_id="bob") == 4013
+    assert refused(two, room_id="nowhere", player_id="bob") == 4504
+    assert one.stop()
+    assert amy.wait_closed() == 1012
+    token, epoch = amy.welcome["token"], amy.welcome["epoch"]
+    with join(two, "amy", token=token, epoch=epoch, seq=seq) as again:
+        assert again.welcome["recovered"]
+        again.do("message", {"n": 2})
+        assert [event["seq"] for event in again.events] == list(range(seq + 1, again.events[-1]["seq"] + 1))
+    assert "r" in others
+    amy.sock.close()
+
+
+def test_a_store_that_is_away_is_told_of_as_busy(pair: Pair) -> None:
+    """Whoever wants a room that is not open here is asked to come back; over REST too."""
+    (one, rooms), (two, others) = pair
+    rooms.create_room("r")
+    steady(others).down = True
+    assert refused(two, room_id="r", player_id="amy") == 4013
+    answer = request(two.listener.address, "GET", "/api/rooms/r")
+    assert (answer.status, answer.error, answer.headers["Retry-After"]) == (503, "backend_unavailable", "1")
+    assert request(two.listener.address, "POST", "/api/rooms", {"id": "new"}).status == 503
+    assert request(one.listener.address, "GET", "/api/rooms/r").status == 200
+    steady(others).down = False
+    assert request(two.listener.address, "GET", "/api/rooms/r").error == "room_busy"
+
+
+def test_a_rematch_holds_up_nobody(pair: Pair, instances: Instances) -> None:
+    """While the store is asked for the new room the I/O thread serves the others; a refusal is told as ever."""
+    server, rooms = pair[0]
+    rooms.create_room("r", max_players=1)
+    rooms.create_room("else")
+    with join(server, "amy") as amy, join(server, "bob", "else") as bob:
+        assert amy.refused("rematch") == "invalid_transition"
+        amy.do("select_song", {"song_id": "tune"})
+        amy.do("ready", {"ready": True})
+        amy.do("start_game")
+        amy.do("finish_game")
+        with steady(rooms).holding("acquire") as held:
+            amy.send("rematch", id="again")
+            assert held.wait(10)
+            bob.do("message", {"n": 1})
+        answer = amy.recv_json()
+        while answer["type"] != "ack":
+            answer = amy.recv_json()
+        new = answer["data"]["room_id"]
+        eventually(lambda: new in instances.store.rooms)
+        assert amy.wait_closed() == 4510
+    with join(server, "amy", new, token=amy.welcome["token"]) as again:
+        assert again.welcome["state"]["players"][0]["id"] == "amy"
