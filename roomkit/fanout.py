@@ -339,20 +339,17 @@ class Fanout:
         self._drainer = get_ident()
         try:
             self._drain()
+            while self._held:
+                self._drain()
         finally:
             self._drainer = None
 
     def _drain(self) -> None:
         held = self._held
         if held is None:
-            self._hand_out(*self.queue.drain())
-            return
-        while held:
-            self._hand_out(*held.popleft())
-        if self._untold is not None:
-            self._hand_out([], None)
-
-    def _hand_out(self, entries: Sequence[Entry], trailing: Gap | None) -> None:
+            entries, trailing = self.queue.drain()
+        else:
+            entries, trailing = held.popleft() if held else ([], None)
         if self._passed[0]:
             self._passed = (False, self._passed[1])
         if len(entries) == 1 and trailing is None and type(entries[0].item) is Event:  # most often

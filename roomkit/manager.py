@@ -46,8 +46,9 @@ from roomkit.metrics import Tally
 from roomkit.reaper import Reaper
 from roomkit.room import Room
 from roomkit.runtime import Pressure, Runtime, new_secret, new_short_id
-from roomkit.sharing.journal import SharedRoom
+from roomkit.sharing.journal import Storable
 from roomkit.sharing.node import Node
+from roomkit.sharing.room import SharedRoom
 
 log = logging.getLogger("roomkit.manager")
 
@@ -126,6 +127,7 @@ class RoomManager:
         self._forked = False
         self._lifecycles = {known.name: known for known in (GAME, lifecycle, *lifecycles)}
         self._node: Node | None = None
+        self._kind = Room if backend is None else SharedRoom
         if backend is not None:
             name = check_id(f"{instance}.{new_short_id()}", "an instance's name")
             self._node = Node(backend, Instance(name, address), self, self.tally, clock)
@@ -208,7 +210,7 @@ class RoomManager:
         if password is not None and (not isinstance(password, str) or not 1 <= len(password) <= 256):
             raise InvalidMessage("a password is text of 1 to 256 characters")
         self._check_limits(room_id, owner)
-        return Room(
+        return self._kind(
             room_id if room_id is not None else self._new_room_id(),
             settled,
             lifecycle=lifecycle if lifecycle is not None else self.lifecycle,
@@ -227,6 +229,7 @@ class RoomManager:
         if node is None:
             self._admit(room, owner)
             return
+        assert isinstance(room, SharedRoom)
         node.create(room)
         try:
             self._admit(room, owner)
@@ -470,7 +473,7 @@ class RoomManager:
 
     # For the node, where instances share rooms.
 
-    def revive(self, record: bytes, read: Callable[[str, int], Sequence[bytes]]) -> Room:
+    def revive(self, record: bytes, read: Callable[[str, int], Sequence[bytes]]) -> SharedRoom:
         """See sharing.node.Rooms."""
         machine = load(record, self._lifecycles, self._clock(), self._runtime.wall_clock())
         after = max(0, machine.seq - machine.config.history_size)
@@ -479,11 +482,11 @@ class RoomManager:
         except InvalidRecord:  # who comes back gets a fresh state
             log.exception("the events of room %s cannot be read", machine.id)
             history = []
-        return Room.from_machine(machine, history, self._runtime, self._broadcaster)
+        return SharedRoom.from_machine(machine, history, self._runtime, self._broadcaster)
 
-    def take_over(self, room: SharedRoom) -> None:
+    def take_over(self, room: Storable) -> None:
         """See sharing.node.Rooms."""
-        assert isinstance(room, Room)
+        assert isinstance(room, SharedRoom)
         with self._lock:
             if self._shut_down:
                 raise ShuttingDown("the manager is shut down")
@@ -494,9 +497,9 @@ class RoomManager:
         if reaper is not None:
             reaper.wake()
 
-    def lose(self, room: SharedRoom) -> None:
+    def lose(self, room: Storable) -> None:
         """See sharing.node.Rooms."""
-        assert isinstance(room, Room)
+        assert isinstance(room, SharedRoom)
         self._drop(room)
 
     def cleanup(self) -> list[str]:
@@ -600,7 +603,7 @@ class RoomManager:
 
         busy = rooms
         while True:  # those that are too busy again, after all the others
-            busy = [room for room in busy if not _closed_for_restart(room, come_back, self._node is not None)]
+            busy = [room for room in busy if not _closed_for_restart(room, come_back)]
             if not busy or time.monotonic() >= deadline:
                 break
             time.sleep(0.001)  # for rooms whose busy_timeout is 0
@@ -729,10 +732,10 @@ def is_open(room: Room, state: RoomState) -> bool:
     return state.has_space and not state.locked and room.lifecycle.allows(state.status, "add_player")
 
 
-def _closed_for_restart(room: Room, reason: Callable[[], str], shared: bool) -> bool:
+def _closed_for_restart(room: Room, reason: Callable[[], str]) -> bool:
     """False: it was too busy."""
     try:
-        if shared:
+        if isinstance(room, SharedRoom):
             room.hand_over(reason)
         else:
             room.close_for_restart(reason)

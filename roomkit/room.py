@@ -11,8 +11,8 @@ How an operation goes::
 
 Nothing slow happens under the lock: no socket, no hook, no log handler, no encoding.
 
-A room that instances share (``roomkit.sharing``) is the same, but that what is queued is stored before the broadcaster
-gets it.
+A room that instances share (``roomkit.sharing.room``) is the same, but that what is queued is stored before the
+broadcaster gets it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from roomkit.backends.base import Position
 from roomkit.broadcaster import BroadcasterFactory, ThreadBroadcaster
 from roomkit.concurrency.rwlock import RWLock
 from roomkit.core import commands as c
@@ -34,16 +33,16 @@ from roomkit.core.events import Event, clean_data, encode_json, rfc3339
 from roomkit.core.history import History
 from roomkit.core.ids import check_id, check_name, is_secret
 from roomkit.core.lifecycle import GAME, Lifecycle
-from roomkit.core.record import dump
 from roomkit.core.snapshot import Player, RoomState
 from roomkit.core.state import RoomMachine, check_song_id
 from roomkit.delivery import Connection, Link, Subscription, welcome_messages
 from roomkit.errors import LockUpgradeError, PlayerNotFound, RoomBusy, RoomkitError, ShuttingDown
 from roomkit.fanout import Fanout
 from roomkit.runtime import Pressure, Runtime
-from roomkit.sharing.journal import Journal, Step, Waiter
 
 log = logging.getLogger("roomkit.room")
+
+AnyRoom = TypeVar("AnyRoom", bound="Room")
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -75,19 +74,19 @@ class Room:
     for server code, to which no host check applies.
 
     Blocking: an operation waits at most ``busy_timeout`` seconds for a place in the queue and as long for the lock,
-    then raises ``RoomBusy``. Reads wait only while the first reader after a change builds the snapshot. An operation on
-    a room that instances share also waits until it is stored, but for a bounded time, and not on the thread that
-    delivers the room's events; ``BackendUnavailable`` says that it may have been carried out or not.
+    then raises ``RoomBusy``. Reads wait only while the first reader after a change builds the snapshot.
 
     Thread safety: full.
     """
+
+    #: Whether instances share it: then what it does is told only once it is stored.
+    shared = False
 
     __slots__ = (
         "__weakref__",
         "_config",
         "_fanout",
         "_history",
-        "_journal",
         "_lock",
         "_machine",
         "_runtime",
@@ -126,8 +125,6 @@ class Room:
             password=password,
         )
         self._history = History(config.history_size)
-        # Set before anybody can find the room. None: it is this process's alone.
-        self._journal: Journal | None = None
         # Written under _lock, read without it (immutable, replaced as a whole):
         self._snapshot: RoomState | None = None
         # Set by readers without it: whether somebody read the snapshot. Then the next change makes the next one, so
@@ -137,8 +134,12 @@ class Room:
 
     @classmethod
     def from_machine(
-        cls, machine: RoomMachine, history: Sequence[Event], runtime: Runtime, broadcaster: BroadcasterFactory
-    ) -> Room:
+        cls: type[AnyRoom],
+        machine: RoomMachine,
+        history: Sequence[Event],
+        runtime: Runtime,
+        broadcaster: BroadcasterFactory,
+    ) -> AnyRoom:
         """A room that was stored, with the last events that are known of it, in order and up to its seq."""
         room = cls(machine.id, machine.config, lifecycle=machine.lifecycle, runtime=runtime, broadcaster=broadcaster)
         room._machine = machine
@@ -570,17 +571,12 @@ class Room:
         Args:
             then: called with the events under the lock, after the change.
             unless_changed: asked under the lock before the change; when it says no, nothing is done.
-            wait: until a shared room's change is stored (but not on the thread that delivers its events).
+            wait: for a room that instances share, until the change is stored.
 
         Raises:
             RoomkitError: as the command's handler says; nothing changed.
         """
         fanout = self._fanout
-        journal = self._journal
-        if journal is not None:
-            journal.check()
-        noted = False
-        waiter: Waiter | None = None
         reserved = fanout.reserve(c.CRITICAL_EVENTS[type(command)], self._lock.refuse_upgrade)
         runtime = self._runtime
         machine = self._machine
@@ -592,9 +588,6 @@ class Room:
             try:
                 if unless_changed is None or unless_changed():
                     events = machine.apply(command, runtime.clock(), runtime.wall_clock())
-                    if journal is not None:
-                        noted = True
-                        waiter = journal.note_locked(events, wait and not fanout.broadcaster.is_current())
                     if events:
                         # First: whoever gets an event must not read an older state.
                         try:
@@ -623,51 +616,33 @@ class Room:
                 fanout.queue.release(reserved)
             if events:  # whatever went wrong after the change: it is to be heard of
                 fanout.published(len(events), dropped)
-            if noted and journal is not None:
-                journal.mark()
         if not events:  # a welcome may wait. Not where the lock was refused: a reader holds the room's
             fanout.published(0, dropped)
         runtime.tally.add("operations", type(command).__name__)
         if deadline is not None:
             runtime.schedule(self, deadline)
-        if waiter is not None and journal is not None:
-            waiter.wait(self.id, journal.patience)
         return events
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether instances share it: then what it does is told only once it is stored."""
-        return self._journal is not None
-
     def submit(self, command: c.Command, answer: Callable[[list[Event]], None]) -> None:
-        """Carry out a command without waiting for the store, and then have ``answer(events)`` called.
+        """Carry out a command, and have ``answer(events)`` called on this thread.
 
-        On this thread at once, or, of a shared room, by the thread that delivers its events, after this change's own
-        and once they are stored. When the room goes on elsewhere before that, ``answer`` is not called: its connections
-        are closed with 1012.
+        Of a room that instances share the answer comes later, by the thread that delivers its events, after this
+        change's own; and not at all when the room goes on elsewhere before it is stored: then its connections are
+        closed with 1012.
 
         Raises:
             RoomkitError: as the command's handler says; nothing changed, ``answer`` is not called.
         """
-        if self._journal is None:
-            answer(self.execute(command))
-            return
-        fanout = self._fanout
-        self.execute(command, lambda events: fanout.answer_locked(lambda: answer(events)), wait=False)
+        answer(self.execute(command))
 
     def when_stored(self, tell: Callable[[], None]) -> None:
-        """Call ``tell()`` once all that the room has done by now is stored: at once, or as :meth:`submit` answers.
+        """Call ``tell()``. Of a room that instances share it is called as :meth:`submit` answers, once all that the
+        room has done by now is stored.
 
         Raises:
-            RoomBusy: the lock was not to be had.
+            RoomBusy: of a shared room, the lock was not to be had.
         """
-        journal = self._journal
-        if journal is None:
-            tell()
-            return
-        with self._lock.write(self._config.busy_timeout):
-            self._fanout.answer_locked(tell)
-        journal.mark()
+        tell()
 
     def drain(self) -> None:
         """Deliver everything that is queued: for the broadcaster's thread and no other. Never blocks."""
@@ -753,70 +728,6 @@ class Room:
             return True
 
         self.execute(c.Close(None, "shutdown", force=True), None, announce_locked)
-
-    # For whoever stores it, where instances share it.
-
-    def share(self, journal: Journal) -> Step:
-        """See SharedRoom. Before anybody can find the room."""
-        with self._lock.write(self._config.busy_timeout):
-            self._journal = journal
-            self._fanout.hold_back_locked()
-            return self._take_step_locked(journal, True)
-
-    def take_step(self, timeout: float, whole: bool) -> Step:
-        """See SharedRoom."""
-        assert self._journal is not None
-        with self._lock.write(timeout):
-            return self._take_step_locked(self._journal, whole or self._journal.changed)
-
-    def _take_step_locked(self, journal: Journal, whole: bool) -> Step:
-        machine, runtime = self._machine, self._runtime
-        # First: when it fails nothing was taken.
-        record = dump(machine, runtime.clock(), runtime.wall_clock()) if whole else None
-        events, waiters = journal.take_locked(machine.seq)
-        entries, trailing = self._fanout.take_locked()
-        return Step(record, Position(machine.epoch, machine.seq), events, entries, trailing, waiters)
-
-    def release_step(self, step: Step) -> None:
-        """See SharedRoom."""
-        self._fanout.release(step.entries, step.trailing)
-
-    def known_events(self, seq: int) -> list[Event]:
-        """See SharedRoom."""
-        return [event for event in self.get_recent_events(self._config.history_size) if event.seq <= seq]
-
-    def disconnect_all(self) -> None:
-        """Nobody is connected here to a room that was another instance's: every seat begins its grace.
-
-        Raises:
-            RoomBusy: not all of it could be done.
-        """
-        for player in self.get_players():
-            if player.connected:
-                self.execute(c.Disconnect(player.id), wait=False)
-
-    def hand_over(self, reason: Callable[[], str]) -> None:
-        """Take no more operations, and close every connection with 1012 after what is queued; the room stays.
-
-        Raises:
-            RoomBusy: the lock was not to be had; nothing changed.
-        """
-        journal = self._journal
-        assert journal is not None
-        with self._lock.write(self._config.busy_timeout):
-            journal.refusal = lambda: ShuttingDown(f"room {self.id!r} goes on at another instance; come back")
-            self._fanout.announce_restart_locked(reason)
-        journal.mark()
-
-    def abandon(self, timeout: float, reason: str) -> list[Waiter]:
-        """See SharedRoom."""
-        journal = self._journal
-        assert journal is not None
-        journal.refusal = lambda: RoomBusy(f"room {self.id!r} goes on at another instance; try again")
-        with self._lock.write(timeout):
-            _, waiters = journal.take_locked(self._machine.seq)
-            self._fanout.abandon_locked(reason)
-            return waiters
 
     def dispose(self) -> None:
         """The manager has let go of the room: let its threads end, once who came too late has been told so."""

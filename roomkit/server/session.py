@@ -117,10 +117,13 @@ class RoomSession:
     # Operations that are one command.
 
     def _run(self, message_id: str | None, command: c.Command) -> None:
+        room = self.room
         if message_id is None:
-            self.room.execute(command, wait=False)
+            room.execute(command, wait=False)
+        elif room.shared:
+            room.submit(command, partial(self._ack, message_id))
         else:
-            self.room.submit(command, partial(self._ack, message_id))
+            self._ack(message_id, room.execute(command))
 
     def _ready(self, message: m.Ready) -> None:
         self._run(message.id, c.SetPlayerReady(self.player_id, message.data.ready))
@@ -169,7 +172,7 @@ class RoomSession:
             if message.id is not None:
                 self._reply_ack(message.id, {"seq": self.room.get_state().seq, "room_id": new.id})
 
-        if not self.room.is_shared:
+        if not self.room.shared:
             transfer()
             return
         try:  # the store is asked, for which nobody else is to wait

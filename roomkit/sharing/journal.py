@@ -57,7 +57,7 @@ class Step(NamedTuple):
     waiters: Sequence[Waiter]
 
 
-class SharedRoom(Protocol):
+class Storable(Protocol):
     """A room, as whoever stores it sees it."""
 
     id: str
@@ -119,14 +119,14 @@ class Journal:
 
     def __init__(
         self,
-        room: SharedRoom,
+        room: Storable,
         lease: Lease,
         revision: int,
         mark: Callable[[Journal], None],
         patience: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.room: SharedRoom | None = room
+        self.room: Storable | None = room
         self.lease = lease
         self.revision = revision
         self.patience = patience  # seconds for which an operation waits to be stored
@@ -176,4 +176,5 @@ class Journal:
         """What the next step is to hold, which ends with ``seq``."""
         events, waiters = self._events, self._waiters
         self.changed, self._events, self._waiters = False, [], []
-        return (events if not events or events[-1].seq == seq else []), waiters
+        whole = not events or (events[-1].seq == seq and events[-1].seq - events[0].seq == len(events) - 1)
+        return (events if whole else []), waiters

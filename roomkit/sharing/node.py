@@ -28,7 +28,7 @@ from roomkit.backends.base import REMEMBERED, Backend, Commit, Held, Instance, L
 from roomkit.core.events import encode_json
 from roomkit.errors import BackendUnavailable, InvalidRecord, RoomBusy, RoomExists, RoomNotFound, ShuttingDown
 from roomkit.metrics import Tally
-from roomkit.sharing.journal import Journal, SharedRoom, Step
+from roomkit.sharing.journal import Journal, Step, Storable
 
 log = logging.getLogger("roomkit.sharing")
 
@@ -44,13 +44,13 @@ _GIVE_UP = 5.0  # seconds for which somebody else's opening of the same room is 
 class Rooms(Protocol):
     """The manager, as the node sees it. Called without any lock."""
 
-    def revive(self, record: bytes, read: Callable[[str, int], Sequence[bytes]]) -> SharedRoom:
+    def revive(self, record: bytes, read: Callable[[str, int], Sequence[bytes]]) -> Storable:
         """The room of a record; ``read(epoch, after)`` gives its events. Raises InvalidRecord."""
 
-    def take_over(self, room: SharedRoom) -> None:
+    def take_over(self, room: Storable) -> None:
         """A room that was revived is this instance's: let it be found."""
 
-    def lose(self, room: SharedRoom) -> None:
+    def lose(self, room: Storable) -> None:
         """A room went on elsewhere: it cannot be found here any more."""
 
 
@@ -116,7 +116,7 @@ class Node:
                 thread.start()
                 self._thread = thread
 
-    def create(self, room: SharedRoom) -> None:
+    def create(self, room: Storable) -> None:
         """Store a room that nobody knows yet, as this instance's. Blocks for some three of the store's answers.
 
         Raises:
@@ -144,7 +144,7 @@ class Node:
             journal.revision = 1
             self._know(journal, room)
 
-    def open(self, room_id: str) -> SharedRoom:
+    def open(self, room_id: str) -> Storable:
         """A room that is stored and that nobody owns, as this instance's from now on.
 
         Blocks for some five of the store's answers, or for another thread that opens the same room.
@@ -165,7 +165,7 @@ class Node:
                 raise RoomBusy(f"room {room_id!r} is served by instance {lease.instance!r}")
             return self._take_over(lease, room_id)
 
-    def _take_over(self, lease: Lease, room_id: str) -> SharedRoom:
+    def _take_over(self, lease: Lease, room_id: str) -> Storable:
         """A lease was had: go on with its room. The caller is alone with it."""
         with self._condition:
             self._unopened[room_id] = None
@@ -220,11 +220,11 @@ class Node:
                 with self._condition:
                     self._condition.wait_for(lambda: journal.room is None, journal.patience)
 
-    def _journal(self, room: SharedRoom, lease: Lease, revision: int) -> Journal:
+    def _journal(self, room: Storable, lease: Lease, revision: int) -> Journal:
         patience = self._backend.lease_ttl + self._backend.timeout
         return Journal(room, lease, revision, self.mark, patience, self._clock)
 
-    def _know(self, journal: Journal, room: SharedRoom) -> None:
+    def _know(self, journal: Journal, room: Storable) -> None:
         with self._condition:
             self._journals[room.id] = journal
 
@@ -409,7 +409,7 @@ class Node:
             self.mark(journal)
 
     @staticmethod
-    def _deliver(room: SharedRoom, step: Step) -> None:
+    def _deliver(room: Storable, step: Step) -> None:
         room.release_step(step)
         for waiter in step.waiters:
             waiter.settle(True)
@@ -460,7 +460,7 @@ class Node:
         with self._condition:
             self._unopened[lease.scope] = None
 
-    def _lose(self, journal: Journal, room: SharedRoom) -> None:
+    def _lose(self, journal: Journal, room: Storable) -> None:
         """The room is another instance's."""
         journal.lost = True
         try:
@@ -590,6 +590,6 @@ def _verdict(lease: Lease, revision: int, stored: Stored | None, recent: bool) -
     return "lost" if stored.revision < revision else "theirs"
 
 
-def _commit_of(journal: Journal, room: SharedRoom, step: Step) -> Commit:
+def _commit_of(journal: Journal, room: Storable, step: Step) -> Commit:
     events = [encode_json(event) for event in step.events]
     return Commit(journal.lease, room.id, step.position, journal.revision + 1, step.record, events)

@@ -181,7 +181,7 @@ def test_a_room_that_ends_is_taken_out_of_the_store(instances: Instances) -> Non
         with pytest.raises(RoomNotFound):
             rooms.get_room("r")
     brief = one.create_room("brief", empty_ttl=3.0)
-    assert brief.is_shared
+    assert brief.shared
     instances.pass_time(3.0, one, two)
     eventually(lambda: one.cleanup() is not None and "brief" not in instances.store.rooms)
     assert "brief" not in one
@@ -206,3 +206,21 @@ def test_many_writers_on_one_shared_room(instances: Instances) -> None:
     for wire in wires:
         wire.wait_for_seq(last)
         assert wire.seqs == [*range(wire.welcome["seq"] + 1, last + 1)]
+
+
+def test_a_connection_that_was_replaced_is_dropped_without_a_change(instances: Instances) -> None:
+    """Its loss is nobody's: nothing is stored for it."""
+    rooms = instances.make("one")
+    room = rooms.create_room("r")
+    first, second = Wire(), Wire()
+    token = room.join("amy", first).player.token
+    room.join("amy", second, token=token)
+    assert first.wait_closed() == 4509
+    settled(rooms)
+    count = steady(rooms).calls.count("commit")
+    assert not room.remove_connection("amy", first)
+    link = room._fanout._view[0]
+    assert room.drop_link(link)
+    assert not room.drop_link(link)
+    settled(rooms)
+    assert steady(rooms).calls.count("commit") == count + 1

@@ -304,7 +304,7 @@ def test_a_rematch_of_a_shared_room_is_shared(instances: Instances) -> None:
     room = one.create_room("r")
     token = room.add_player("amy").token
     new = one.transfer(room, new_room_id="r2")
-    assert new.is_shared
+    assert new.shared
     one.shutdown(5.0)
     assert two.get_room("r2").join("amy", token=token).player.id == "amy"
     assert two.get_room("r").get_state().transferred_to == "r2"
