@@ -73,6 +73,7 @@ class Fanout:
         "__weakref__",
         "_config",
         "_drainer",
+        "_factory",
         "_held",
         "_leaving",
         "_links",
@@ -102,6 +103,7 @@ class Fanout:
         self.room_id = room_id
         self.queue = EventQueue(config.queue_size, config.queue_ceiling)
         self.broadcaster: Broadcaster = broadcaster(room_id, self.drain)
+        self._factory = broadcaster
         self._config = config
         self._plenty = int(config.watermark * config.queue_size)  # places that may be taken without a further look
         self._runtime = runtime
@@ -518,10 +520,16 @@ class Fanout:
     # For the manager, by way of the room.
 
     def use_broadcaster(self, factory: BroadcasterFactory, timeout: float) -> None:
-        """Have another thread drain from now on; waits at most ``timeout`` seconds for the one that did."""
+        """Have another thread drain from now on; waits at most ``timeout`` seconds for the one that did.
+
+        Nothing happens when the room has a broadcaster of this factory.
+        """
+        if factory is self._factory:
+            return
+        self._factory = factory
         self.broadcaster.stop(timeout)
         self.broadcaster = factory(self.room_id, self.drain)
-        if self._held or self.queue.queue:
+        if self._held or self.queue.queue or self.queue.has_gap:
             self.broadcaster.wake()
 
     def stop_threads(self, timeout: float) -> bool:

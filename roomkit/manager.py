@@ -237,18 +237,30 @@ class RoomManager:
             node.remove(room.id)
             raise
 
-    def _admit(self, room: Room, owner: str | None) -> None:
-        """Let a new room be found. RoomExists, LimitExceeded, ShuttingDown: it was not."""
+    def _admit(self, room: Room, owner: str | None, new: bool = True) -> None:
+        """Let a new room be found, or one that was another instance's. RoomExists, LimitExceeded, ShuttingDown: it was
+        not.
+        """
         deadline = room.next_deadline()
-        with self._lock:
-            self._check_limits_locked(room.id, owner)
-            self._rooms[room.id] = room
-            if owner is not None:
-                self._owners[room.id] = owner
-                self._owned[owner] += 1
-            self._heap.set(room.id, deadline)
-            reaper = self._reaper if self._heap.next_deadline() == deadline else None
-        self.tally.add("rooms_created")
+        while True:
+            broadcaster = self._broadcaster
+            room.use_broadcaster(broadcaster, 0)  # it may be another one than when the room was made
+            with self._lock:
+                if new:
+                    self._check_limits_locked(room.id, owner)
+                elif self._shut_down:
+                    raise ShuttingDown("the server is shutting down")
+                if broadcaster is not self._broadcaster:
+                    continue
+                self._rooms[room.id] = room
+                if owner is not None:
+                    self._owners[room.id] = owner
+                    self._owned[owner] += 1
+                self._heap.set(room.id, deadline)
+                reaper = self._reaper if self._heap.next_deadline() == deadline else None
+                break
+        if new:
+            self.tally.add("rooms_created")
         if reaper is not None:
             reaper.wake()
 
@@ -487,15 +499,8 @@ class RoomManager:
     def take_over(self, room: Storable) -> None:
         """See sharing.node.Rooms."""
         assert isinstance(room, SharedRoom)
-        with self._lock:
-            if self._shut_down:
-                raise ShuttingDown("the manager is shut down")
-            self._rooms[room.id] = room
-            self._heap.set(room.id, self._clock())  # the sweep looks at once, and finds out
-            reaper = self._reaper
+        self._admit(room, None, new=False)
         room.disconnect_all()
-        if reaper is not None:
-            reaper.wake()
 
     def lose(self, room: Storable) -> None:
         """See sharing.node.Rooms."""

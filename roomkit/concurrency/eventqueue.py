@@ -116,6 +116,11 @@ class EventQueue(queue.Queue[Entry]):
         """Share of the capacity in use, reserved places included. A momentary view, without the lock."""
         return (len(self.queue) - self._control + self._reserved) / self.capacity
 
+    @property
+    def has_gap(self) -> bool:
+        """Whether a drop is to be told of after the last entry. A momentary view, without the lock."""
+        return self._gap_types is not None
+
     def _has_place(self, count: int) -> bool:
         taken = len(self.queue) - self._control + self._reserved
         if taken + count <= self.capacity or taken == 0:

@@ -405,34 +405,50 @@ class LoopBroadcaster:
     It holds ``drain``, a method, weakly while there is nothing to do, and so leaves no reference cycle behind.
     """
 
-    __slots__ = ("_drain", "_due", "_reactor", "room_id")
+    __slots__ = ("_asked", "_drain", "_draining", "_due", "_reactor", "room_id")
 
     def __init__(self, reactor: Reactor, room_id: str, drain: Callable[[], None]) -> None:
         self.room_id = room_id
         self._reactor = reactor
         self._drain = WeakMethod(drain)
-        # Set before it is queued, cleared before the drain: whoever sees it set has its event drained later.
+        # Written by the reactor's thread alone. Set: the room is among the touched ones. Cleared before the drain:
+        # whoever sees it set has its event drained later.
         self._due: Callable[[], None] | None = None
+        # Set by another thread, which makes the call after that; cleared by the call. The reactor's thread must not
+        # rely on it: the other may dawdle in between, and an event is to be out before its sender's answer.
+        self._asked: Callable[[], None] | None = None
+        self._draining = False
 
     def wake(self) -> None:
         """See Broadcaster."""
         if self._due is not None:
             return
-        self._due = self._drain()
         reactor = self._reactor
         if reactor._ident == threading.get_ident():
+            self._due = self._drain()
             reactor._touched.append(self)
-        else:
-            reactor.call(self._touch)
+        elif self._asked is None:
+            self._asked = self._drain()
+            try:
+                reactor.call(self._touch)
+            except MemoryError:  # the next one tries again
+                self._asked = None
+                raise
 
     def _touch(self) -> None:
-        self._reactor._touched.append(self)
+        self.wake()
+        self._asked = None  # afterwards, so that stop() sees one or the other
 
     def run(self) -> None:
         """Drain; the reactor's thread."""
-        drain, self._due = self._due, None
-        if drain is not None:
-            drain()
+        drain = self._due
+        self._draining = True  # before the next line, so that stop() sees one or the other
+        self._due = None
+        try:
+            if drain is not None:
+                drain()
+        finally:
+            self._draining = False
 
     def is_current(self) -> bool:
         """See Broadcaster."""
@@ -446,9 +462,11 @@ class LoopBroadcaster:
 
     def stop(self, timeout: float) -> bool:
         """See Broadcaster: what is queued is delivered by the end of the turn that this waits for."""
-        if self._due is None or self._reactor.is_current():
+        if self._reactor.is_current():
             return True
-        return self._reactor.run_and_wait(lambda: None, timeout)
+        if self._asked is None and self._due is None and not self._draining:  # in this order, which is that of events
+            return True
+        return self._reactor.run_and_wait(self.wake, timeout)  # who has set _asked may not have made its call yet
 
 
 class _EpollPoller:

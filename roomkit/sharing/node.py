@@ -538,7 +538,7 @@ class Node:
     def _adopt_one(self, lease: Lease) -> bool:
         try:
             self._take_over(lease, lease.scope)
-        except RoomNotFound:
+        except (RoomNotFound, ShuttingDown):
             return False
         except InvalidRecord as error:
             log.error("room %s was left behind and cannot be read: %s", lease.scope, error)

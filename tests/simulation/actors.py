@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from roomkit import LockUpgradeError, Room, RoomBusy, RoomkitError
@@ -13,6 +14,7 @@ from roomkit.delivery import Batch
 
 from . import primitives as p
 from .checks import Stream, Truth
+from .lines import Line
 
 if TYPE_CHECKING:
     from .world import World
@@ -38,6 +40,8 @@ class Wire:
         self.attached = False
         self.messages = 0
         self.closes: list[tuple[int, str]] = []
+        over_a_line = world.loops.open and player.rng.random() < world.knobs.lines
+        self.line = Line(world, self, room) if over_a_line else None
 
     def __str__(self) -> str:
         return f"the connection of {self.player.name}"
@@ -46,6 +50,7 @@ class Wire:
         world = self.world
         scheduler = world.scheduler
         p.check_no_locks(scheduler, "a connection's deliver")
+        self.check_thread()
         if self.busy:
             scheduler.fail("two deliver at once", str(self))
         if self.closes:
@@ -65,9 +70,27 @@ class Wire:
                 world.look(self.room, self.stream.last if self.stream is not None else 0)
             if world.rng.random() < 0.01 and not self.cut:  # what a server does when an outbox is full
                 self.cut = True
-                world.attempt(lambda: self.room.remove_connection(self.player.name, self))
+                self.lose()
         finally:
             self.busy = False
+
+    def check_thread(self) -> None:
+        """A line is its I/O thread's alone."""
+        if self.line is not None and not self.line.reactor.is_current():
+            self.world.scheduler.fail(
+                "another thread's connection", f"{self} is used, a line of {self.line.reactor.name}"
+            )
+
+    def ask(self, operation: Callable[[], Any]) -> Any:
+        """Have an operation carried out where this connection's are."""
+        return operation() if self.line is None else self.line.ask(operation)
+
+    def lose(self) -> None:
+        """The network is gone, and the server notices."""
+        if self.line is not None:
+            self.line.hang_up()
+        else:
+            self.world.attempt(lambda: self.room.remove_connection(self.player.name, self))
 
     def take(self, message: dict[str, Any]) -> None:
         self.messages += 1
@@ -108,8 +131,11 @@ class Wire:
 
     def close(self, code: int, reason: str) -> None:
         p.check_no_locks(self.world.scheduler, "a connection's close")
+        self.check_thread()
         self.world.scheduler.point("close", f"{self} {code}")
         self.closes.append((code, reason))
+        if self.line is not None:
+            self.line.mark_dirty()
         if self.cut or self.stream is None:
             return
         stream = self.stream
@@ -163,7 +189,13 @@ class Player:
                 self.come_in()
                 continue
             operation = self.rng.choices(world.knobs.operations, world.knobs.weights)[0]
-            world.attempt(lambda operation=operation: getattr(self, operation)(self.room))  # type: ignore[misc]
+            world.attempt(partial(self.carry_out, operation, wire, self.room))
+
+    def carry_out(self, operation: str, wire: Wire, room: Room) -> None:
+        if operation in ("drop", "host", "hold"):  # no client's, or no matter of one operation
+            getattr(self, operation)(room)
+        else:
+            wire.ask(lambda: getattr(self, operation)(room))
 
     def come_in(self) -> None:
         """Into a room, with the token and the number that this client has of it."""
@@ -181,14 +213,18 @@ class Player:
         self.room, self.wire = room, wire
         settled = world.truth(room).settled
         try:
-            joined = room.join(
-                self.name,
-                wire,
-                token=memory.token if memory is not None else None,
-                epoch=wire.known_epoch,
-                seq=wire.known_seq,
+            joined = wire.ask(
+                lambda: room.join(
+                    self.name,
+                    wire,
+                    token=memory.token if memory is not None else None,
+                    epoch=wire.known_epoch,
+                    seq=wire.known_seq,
+                )
             )
         except RoomkitError as error:
+            if wire.line is not None:
+                wire.line.hang_up()
             world.refused(error)
             if wire.messages or wire.closes:
                 world.scheduler.fail("refused and yet changed", f"{wire} was used, and {error!r} raised")
@@ -228,19 +264,16 @@ class Player:
         assert wire is not None
         wire.cut = True
 
-        def notice() -> None:
-            world.attempt(lambda: room.remove_connection(self.name, wire))
-
         noticed = self.rng.random()
-        meanwhile = p.Thread(target=notice, name=f"{self.name}-loss") if noticed < 0.3 else None
+        meanwhile = p.Thread(target=wire.lose, name=f"{self.name}-loss") if noticed < 0.3 else None
         if meanwhile is not None:
             meanwhile.start()
         elif noticed < 0.8:
-            notice()
+            wire.lose()
         world.rest(self.rng)
         self.come_in()
         if noticed > 0.9:
-            notice()
+            wire.lose()
         if meanwhile is not None:
             meanwhile.join()
 

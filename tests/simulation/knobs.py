@@ -6,14 +6,16 @@ import random
 
 from roomkit import RoomConfig
 
-SCENARIOS = ("mixed", "drops", "resume", "expiry", "shutdown", "crowd")
+SCENARIOS = ("mixed", "drops", "resume", "expiry", "shutdown", "crowd", "server", "switch")
+#: Who drains the rooms: threads of theirs, the server's I/O threads, or these once the former have been at work.
+BROADCASTERS = ("library", "server", "switch")
 
 
 class Knobs:
     """What a seed makes of a scenario."""
 
     def __init__(self, rng: random.Random, scenario: str) -> None:
-        self.scenario = scenario if scenario != "any" else rng.choices(SCENARIOS, (4, 4, 4, 3, 3, 2))[0]
+        self.scenario = scenario if scenario != "any" else rng.choices(SCENARIOS, (4, 4, 4, 3, 3, 2, 2, 2))[0]
         kind = self.scenario
         self.players = rng.randint(3, 5) if kind != "crowd" else rng.randint(5, 7)
         self.steps = rng.randint(6, 18)
@@ -51,6 +53,12 @@ class Knobs:
             weights.update(drop=25, message=15, keyed=5, close=0, kick=0)
         elif kind == "crowd":
             weights.update(leave=15, drop=8, close=0, lock=1)
+        elif kind == "switch":
+            weights.update(host=10, close=4, transfer=6)
+        self.broadcaster = kind if kind in BROADCASTERS else rng.choices(BROADCASTERS, (10, 1, 1))[0]
+        self.io_threads = rng.choice((1, 1, 2))
+        self.max_rounds = rng.choice((1, 2, 16))
+        self.lines = rng.choice((0.5, 0.9, 1.0))  # the share of connections that are the server's
         self.operations = tuple(weights)
         self.weights = tuple(weights.values())
 

@@ -17,6 +17,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,41 @@ _PARK_LATE = """                wanted, self._wanted = self._wanted, False
 """
 _SNAPSHOT = "self._snapshot = machine.snapshot() if self._was_read else None\n"
 _COUNTED = '        runtime.tally.add("operations", type(command).__name__)\n'
+_REACTOR = "server/reactor.py"
+_READ_WAKE = """                self._wake_receiver.recv(4096)
+                self._wake_sent = False
+"""
+_READ_WAKE_LATE = """                self._wake_sent = False
+                self._wake_receiver.recv(4096)
+"""
+_WAKE = """        if self._due is not None:
+            return
+        reactor = self._reactor
+"""
+_TOUCH = """        self.wake()
+        self._asked = None"""
+_TOUCH_FOR_ALL = """        self._due = self._asked
+        self._reactor._touched.append(self)
+        self._asked = None"""
+_ASK = """            self._asked = self._drain()
+            reactor.call(self._touch)
+"""
+_ROUND = """            if self._touched:
+                self._drain()
+            elif self._dirty:
+                self._flush()
+"""
+_ROUND_FLUSHED_FIRST = """            if self._dirty:
+                self._flush()
+            elif self._touched:
+                self._drain()
+"""
+_TAKE_TOUCHED = "        touched, self._touched = self._touched, []\n"
+_AFTER_DRAIN = """                log.exception("draining room %s failed", broadcaster.room_id)
+"""
+_UNDER_WAY = "self._asked is None and self._due is None and not self._draining:"
+_HAND_OVER = """        self.broadcaster.stop(timeout)
+        self.broadcaster = factory"""
 
 MUTANTS = (
     Mutant(
@@ -109,7 +145,7 @@ MUTANTS = (
         "        with self.mutex:\n" + _DRAIN,
         "        entries = list(self.queue)\n        with self.mutex:\n            self.queue = []\n",
     ),
-    _one("wake lost between looking and parking", "concurrency/worker.py", _PARK, _PARK_LATE),
+    _one("wake lost between looking and parking", "concurrency/worker.py", _PARK, _PARK_LATE, "crowd"),
     Mutant(
         "_wanted cleared after the work",
         (
@@ -208,14 +244,15 @@ MUTANTS = (
     _one(
         "limits looked at before the manager's lock only",
         "manager.py",
-        "        with self._lock:\n            self._check_limits_locked(room.id, owner)\n            self._rooms",
-        "        with self._lock:\n            self._rooms",
+        "            with self._lock:\n                self._check_limits_locked(room.id, owner)\n",
+        "            with self._lock:\n",
+        "resume",
     ),
     _one(
         "loss of a replaced connection drops the new one",
         "room.py",
-        "lambda: fanout.find_locked(link.player_id) is link)",
-        "lambda: True)",
+        "lambda: fanout.find_locked(link.player_id) is link",
+        "lambda: True",
         "resume",
     ),
     _one(
@@ -223,7 +260,7 @@ MUTANTS = (
         "metrics.py",
         "        with self._lock:\n            self._counts[name, label] += count\n\n    def add_many",
         "        self._counts[name, label] += count\n\n    def add_many",
-        "any",
+        "mixed",
         "opcodes",
     ),
     _one(
@@ -236,8 +273,8 @@ MUTANTS = (
     _one(
         "room's lock taken under the manager's",
         "manager.py",
-        "        deadline = room.next_deadline()\n        with self._lock:\n            self._check",
-        "        with self._lock:\n            deadline = room.next_deadline()\n            self._check",
+        "            with self._lock:\n                self._check",
+        "            with self._lock:\n                deadline = room.next_deadline()\n                self._check",
     ),
     Mutant(
         "snapshot replaced after the events are out",
@@ -272,6 +309,103 @@ MUTANTS = (
         "            pass\n",
         "shutdown",
     ),
+    _one(
+        "wake-up not sent",
+        _REACTOR,
+        '                self._wake_sender.send(b"\\0")\n',
+        "                pass\n",
+        "server",
+    ),
+    _one("wake-up's flag cleared before its byte is read", _REACTOR, _READ_WAKE, _READ_WAKE_LATE, "server"),
+    _one(
+        "touched by another thread without waking",
+        _REACTOR,
+        _ASK,
+        "            self._due = self._drain()\n            reactor._touched.append(self)\n",
+        "server",
+    ),
+    _one("drained by the thread that operates", _REACTOR, _ASK, "            self._drain()()\n", "server"),
+    Mutant(
+        "I/O thread relies on a touch that another is about to make",
+        (
+            Edit(_REACTOR, _WAKE, _WAKE.replace("is not None", "is not None or self._asked is not None")),
+            Edit(_REACTOR, _TOUCH, _TOUCH_FOR_ALL),
+        ),
+        "server",
+    ),
+    _one(
+        "is_current() says no",
+        _REACTOR,
+        "        return self._reactor.is_current()\n",
+        "        return False\n",
+        "server",
+    ),
+    _one(
+        "room touched in the last round is slept over",
+        _REACTOR,
+        "        if self._calls or self._touched or self._dirty:\n",
+        "        if self._calls or self._dirty:\n",
+        "server",
+    ),
+    _one(
+        "calls made before the start are slept over",
+        _REACTOR,
+        "        if self._calls or self._touched or self._dirty:\n",
+        "        if self._touched or self._dirty:\n",
+        "switch",
+    ),
+    Mutant(
+        "room touched while others are drained is forgotten",
+        (
+            Edit(_REACTOR, _TAKE_TOUCHED, "        touched = list(self._touched)\n"),
+            Edit(_REACTOR, _AFTER_DRAIN, _AFTER_DRAIN + "        self._touched = []\n"),
+        ),
+        "server",
+    ),
+    _one(
+        "room touched while it is drained itself is forgotten",
+        _REACTOR,
+        "            self._draining = False\n",
+        "            self._draining = False\n            self._due = None\n",
+        "server",
+    ),
+    _one("answers written before the events", _REACTOR, _ROUND, _ROUND_FLUSHED_FIRST, "server"),
+    _one(
+        "stop() does not wait for the drain that is under way",
+        _REACTOR,
+        _UNDER_WAY,
+        _UNDER_WAY.replace(" and not self._draining", ""),
+        "server",
+    ),
+    _one(
+        "nearer deadline of a connection is slept over",
+        _REACTOR,
+        "            if deadline < self._next_deadline:\n                self._next_deadline = deadline\n",
+        "",
+        "server",
+    ),
+    _one(
+        "what was queued for the thread before is left",
+        "fanout.py",
+        "        self.broadcaster = factory(self.room_id, self.drain)\n",
+        "        self.broadcaster = factory(self.room_id, self.drain)\n        return\n",
+        "switch",
+    ),
+    _one(
+        "the thread before is not waited for",
+        "fanout.py",
+        _HAND_OVER,
+        _HAND_OVER.replace("stop(timeout)", "request_stop()"),
+        "switch",
+    ),
+    _one(
+        "room that is being made is not handed over",
+        "manager.py",
+        "            room.use_broadcaster(broadcaster, 0)  # it may be another one than when the room was made\n",
+        "",
+        "switch",
+    ),
+    _one("rooms to come are not handed over", "manager.py", "            self._broadcaster = factory\n", "", "switch"),
 )
 
 
@@ -330,6 +464,11 @@ class _Finder:
 def hunt(mutant: Mutant, seeds: int) -> str:
     """In this process: run the mutant until a seed kills it; what did."""
     sys.meta_path.insert(0, _Finder(mutant))  # type: ignore[arg-type]
+    import roomkit
+
+    # An empty package: only the reactor is looked at, and to import the server takes longer than most mutants live.
+    roomkit.server = sys.modules["roomkit.server"] = ModuleType("roomkit.server")  # type: ignore[attr-defined]
+    roomkit.server.__path__ = [str(ROOT / "roomkit" / "server")]
     from .patch import patched
     from .world import simulate
 

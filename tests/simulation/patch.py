@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import queue
+import select
 import selectors
 import signal
 import socket
@@ -25,6 +26,9 @@ from .scheduler import SimulationOver, active
 STAND_INS: list[tuple[object, object]] = [
     (threading, p.THREADING),
     (time, p.TIME),
+    (select, p.SELECT),
+    (selectors, p.SELECTORS),
+    (socket, p.SOCKET),
     (threading.Lock, p.Lock),
     (threading.Condition, p.Condition),
     (threading.Event, p.Event),
@@ -40,11 +44,13 @@ STAND_INS: list[tuple[object, object]] = [
 #: Nothing stands for these: a module that uses one cannot be simulated yet.
 WITHOUT = (
     *(threading.RLock, threading.Semaphore, threading.Barrier, threading.Timer, threading.local, queue.SimpleQueue),
-    *(_thread, asyncio, selectors, signal, socket),
+    *(_thread, asyncio, signal),
 )
 
 #: Imported by the library, but no part of what is simulated.
 NOT_SIMULATED = ("roomkit.testing", "roomkit.log", "roomkit.client", "roomkit.server", "roomkit.embed", "roomkit.tools")
+#: But for this one.
+SIMULATED = ("readerwriterlock.rwlock", "roomkit.server.reactor")
 
 #: Pure functions behind these modules' doors: a switch within them could change nothing, and one keeps a cache.
 NOT_TRACED = ("roomkit.core.events", "roomkit.core.ids", "roomkit.core.snapshot", "roomkit.errors", "roomkit.listing")
@@ -72,6 +78,9 @@ class Log:
     def error(self, text: str, *args: object) -> None:
         self._say("error", text, args)
 
+    def critical(self, text: str, *args: object, exc_info: bool = False) -> None:
+        self._say("error", text, args)
+
     def warning(self, text: str, *args: object) -> None:
         self._say("warning", text, args)
 
@@ -86,7 +95,7 @@ def modules() -> list[ModuleType]:
     return [
         module
         for name, module in sorted(sys.modules.items())
-        if name == "readerwriterlock.rwlock" or (name.startswith("roomkit") and not name.startswith(NOT_SIMULATED))
+        if name in SIMULATED or (name.startswith("roomkit") and not name.startswith(NOT_SIMULATED))
     ]
 
 

@@ -1,4 +1,4 @@
-"""Simulated locks, conditions, threads and clocks, and the order in which locks may be taken.
+"""Simulated locks, conditions, threads, clocks and sockets, and the order in which locks may be taken.
 
 They behave as the real ones (``threading``'s documentation): a released lock is anybody's to take, a notified thread
 has to win the lock again, nobody is woken without cause. Each use is a switch point.
@@ -7,6 +7,9 @@ has to win the lock again, nobody is woken without cause. Each use is a switch p
 from __future__ import annotations
 
 import itertools
+import select
+import selectors
+import socket
 import sys
 import threading
 import time
@@ -257,10 +260,14 @@ class Thread:
     def ident(self) -> int | None:
         return None if self._task is None else self._task.index + 1
 
+    def waits_for(self, what: str) -> bool:
+        """Whether what it waits for begins with this."""
+        return self._task is not None and (self._task.waits_for or "").startswith(what)
+
     @property
     def waits_to_be_woken(self) -> bool:
         """Whether it waits on a condition."""
-        return self._task is not None and (self._task.waits_for or "").startswith("condition")
+        return self.waits_for("condition")
 
     def is_alive(self) -> bool:
         return self._task is not None and not self._task.finished
@@ -285,6 +292,100 @@ def get_ident() -> int:
 
 def current_thread() -> Any:
     return active().current.thread
+
+
+class Socket:
+    """One end of a ``socket.socketpair`` that does not block. What is sent is there at once, and all of it fits."""
+
+    def __init__(self) -> None:
+        self._scheduler = active()
+        self._scheduler.sockets.append(self)
+        self._number = len(self._scheduler.sockets) - 1
+        self._received = b""
+        self._closed = False
+        self._peer: Socket
+        self.watcher: Epoll | None = None
+
+    def fileno(self) -> int:
+        return -1 if self._closed else self._number
+
+    def setblocking(self, flag: bool) -> None:
+        assert not flag, "nothing in a run may block but by the scheduler"
+
+    @property
+    def readable(self) -> bool:
+        return bool(self._received) or self._peer._closed
+
+    def send(self, data: bytes) -> int:
+        self._scheduler.point("send", self._number)
+        if self._closed or self._peer._closed:
+            raise BrokenPipeError("closed")
+        self._peer._received += data
+        self._peer._tell()
+        return len(data)
+
+    def recv(self, most: int) -> bytes:
+        self._scheduler.point("recv", self._number)
+        if self._closed:
+            raise OSError("closed")
+        if not self.readable:
+            raise BlockingIOError("there is nothing to be read")
+        data, self._received = self._received[:most], self._received[most:]
+        return data
+
+    def close(self) -> None:
+        self._closed = True
+        self._peer._tell()
+        if not self._scheduler.over:
+            self._scheduler.point("close", self._number)
+
+    def _tell(self) -> None:
+        if self.watcher is not None:
+            self.watcher.tell()
+
+
+def socketpair() -> tuple[Socket, Socket]:
+    one, other = Socket(), Socket()
+    one._peer, other._peer = other, one
+    return one, other
+
+
+class Epoll:
+    """``select.epoll`` for one thread: level-triggered, and only for reading, since everything can be sent."""
+
+    def __init__(self) -> None:
+        self._watched: dict[int, Socket] = {}
+        self._waiter: Task | None = None
+
+    def register(self, fd: int, mask: int) -> None:
+        watched = self._watched[fd] = active().sockets[fd]
+        watched.watcher = self
+
+    def modify(self, fd: int, mask: int) -> None:
+        assert fd in self._watched
+
+    def unregister(self, fd: int) -> None:
+        self._watched.pop(fd).watcher = None
+
+    def close(self) -> None:
+        self._watched.clear()
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        scheduler = active()
+        scheduler.point("poll")
+        if timeout > 0 and not self._ready():
+            self._waiter = scheduler.current
+            scheduler.block("poll", timeout)
+            self._waiter = None
+        return [(fd, 1) for fd in self._ready()[:most]]
+
+    def _ready(self) -> list[int]:
+        return [fd for fd, watched in self._watched.items() if watched.readable]
+
+    def tell(self) -> None:
+        """One of those that it watches has become readable."""
+        if self._waiter is not None:
+            active().wake(self._waiter)
 
 
 class Namespace:
@@ -322,6 +423,9 @@ THREADING = Namespace(
     current_thread=current_thread,
     TIMEOUT_MAX=threading.TIMEOUT_MAX,
 )
+SELECT = Namespace(select, epoll=Epoll)
+SELECTORS = Namespace(selectors)
+SOCKET = Namespace(socket, socketpair=socketpair)
 TIME = Namespace(time, monotonic=clock, perf_counter=clock, time=wall, sleep=sleep)
 
 

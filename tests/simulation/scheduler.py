@@ -170,6 +170,7 @@ class Scheduler:
         self.over = False
         self.finding: Finding | None = None
         self.world: Any = None  # whom the watchers tell (world.py)
+        self.sockets: list[Any] = []  # all that were made, by number
         self.tasks: list[Task] = []
         self.current: Task = None  # type: ignore[assignment]
         self._ready: list[Task] = []

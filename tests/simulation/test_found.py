@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator
 
 import pytest
-from support.fakes import PATIENCE, Wire, join, start_thread
+from support.fakes import PATIENCE, SelfDrainer, Wire, join, start_thread
 
 from roomkit import Room, RoomConfig, RoomManager, ShuttingDown
 from roomkit.runtime import Runtime
+from roomkit.server.reactor import LoopBroadcaster, Reactor
 from roomkit.testing import InlineBroadcaster, ManualClock, RecordingConnection
 
 
@@ -144,3 +146,120 @@ def test_shutdown_waits_for_a_room_that_is_read() -> None:
     join(reader, stopper)
     assert ended == [True]
     assert room.status == "closed"
+
+
+class Drained:
+    """A room's place: counts its drains, and the first one goes on when it may."""
+
+    def __init__(self, *, at_once: bool) -> None:
+        self.count = 0
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+        if at_once:
+            self.go_on.set()
+
+    def drain(self) -> None:
+        self.entered.set()
+        assert self.go_on.wait(PATIENCE)
+        self.count += 1
+
+
+class DawdlingReactor(Reactor):
+    """Its calls by a thread named ``dawdler`` are made when they may."""
+
+    def __init__(self) -> None:
+        super().__init__("roomkit-io-test")
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+
+    def call(self, function: Callable[[], None]) -> None:
+        if threading.current_thread().name == "dawdler":
+            self.entered.set()
+            assert self.go_on.wait(PATIENCE)
+        super().call(function)
+
+
+@pytest.fixture
+def reactor() -> Iterator[DawdlingReactor]:
+    made = DawdlingReactor()
+    made.start()
+    yield made
+    made.go_on.set()
+    assert made.stop(PATIENCE)
+
+
+def test_an_io_thread_does_not_rely_on_a_touch_that_is_yet_to_be_made(reactor: DawdlingReactor) -> None:
+    """Another thread was about to ask for the drain: this turn went without one, and answers overtook their events."""
+    room = Drained(at_once=True)
+    broadcaster = LoopBroadcaster(reactor, "r", room.drain)
+    dawdler = threading.Thread(target=broadcaster.wake, name="dawdler")
+    dawdler.start()
+    assert reactor.entered.wait(PATIENCE)
+    assert reactor.run_and_wait(broadcaster.wake, PATIENCE)
+    assert room.count == 1
+    reactor.go_on.set()
+    dawdler.join(PATIENCE)
+    assert reactor.run_and_wait(lambda: None, PATIENCE)
+    assert room.count == 2  # that thread's event may have come after the first
+
+
+def test_a_stop_waits_for_the_drain_that_is_under_way(reactor: DawdlingReactor) -> None:
+    """It returned at once: a shutdown stopped the subscribers while their last events were on the way to them."""
+    room = Drained(at_once=False)
+    broadcaster = LoopBroadcaster(reactor, "r", room.drain)
+    broadcaster.wake()
+    assert room.entered.wait(PATIENCE)
+    assert not broadcaster.stop(0.0)
+    assert room.count == 0
+    room.go_on.set()
+    assert broadcaster.stop(PATIENCE)
+    assert room.count >= 1
+
+
+def test_a_stop_waits_for_what_another_thread_is_about_to_ask_for(reactor: DawdlingReactor) -> None:
+    """Its call may come after the stop has returned: what was queued by then is delivered nevertheless."""
+    room = Drained(at_once=True)
+    broadcaster = LoopBroadcaster(reactor, "r", room.drain)
+    dawdler = threading.Thread(target=broadcaster.wake, name="dawdler")
+    dawdler.start()
+    assert reactor.entered.wait(PATIENCE)
+    assert broadcaster.stop(PATIENCE)
+    assert room.count == 1
+    reactor.go_on.set()
+    dawdler.join(PATIENCE)
+
+
+def test_a_drop_behind_which_nothing_waits_is_told_by_the_next_broadcaster() -> None:
+    """The thread before was stopped and did not, the next one looked at the entries alone: it was told much later."""
+    config = RoomConfig(max_players=3, min_players=3, queue_size=1, busy_timeout=0)
+    room = Room("r", config, runtime=Runtime(ManualClock()), broadcaster=SelfDrainer)
+    amy = RecordingConnection()
+    room.join("amy", amy)
+    room.drain()
+    queue = room._fanout.queue
+    assert queue.reserve(1, 0)  # as an operation that is under way does
+    room.send_message("amy", {})
+    queue.release(1)
+    assert room.dropped == {"message": 1}
+    assert room.queue_depth == 0
+    room.use_broadcaster(InlineBroadcaster(), PATIENCE)
+    assert amy.types[-1] == "gap"
+
+
+def test_a_room_that_is_being_made_is_handed_over_too() -> None:
+    """It was made for the old broadcaster and found with it: a server's connections were used by two threads."""
+    inline = InlineBroadcaster()
+    clock = ManualClock()
+
+    def hand_over_meanwhile() -> float:
+        if not manager.rooms() and manager._broadcaster is not inline:
+            manager.use_broadcaster(inline)
+        return clock()
+
+    manager = RoomManager(clock=hand_over_meanwhile, wall_clock=clock.wall)
+    room = manager.create_room("r")
+    amy = RecordingConnection()
+    room.join("amy", amy)
+    assert amy.types == ["welcome"]  # at once: it is drained by the calling thread
+    assert not room.has_threads
+    manager.shutdown()

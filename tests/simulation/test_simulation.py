@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 import roomkit.concurrency.worker
 import roomkit.manager
+import roomkit.server.reactor
 
 from . import primitives as p
 from .__main__ import digest, main
@@ -31,7 +33,7 @@ PARTS = 10
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_nothing_is_found(part: int) -> None:
-    """Two thousand interleavings of players, server code, broadcasters and reaper keep every invariant."""
+    """Two thousand interleavings of players, server code, broadcasters, I/O threads and reaper keep every invariant."""
     operations = 0
     with patched():
         for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
@@ -48,7 +50,7 @@ def test_the_scenarios_reach_what_they_are_for() -> None:
     with patched():
         for scenario in SCENARIOS:
             for seed in range(20):
-                _, world = simulate(seed, scenario, grain="locks")
+                scheduler, world = simulate(seed, scenario, grain="locks")
                 seen |= set(world.outcomes)
                 if any(wire.replayed_up_to for wire in world.wires):
                     seen.add("replayed")
@@ -56,10 +58,15 @@ def test_the_scenarios_reach_what_they_are_for() -> None:
                     seen.add("told of a gap")
                 if any(wire.stream is not None and wire.stream.replaced for wire in world.wires):
                     seen.add("replaced")
+                if any(wire.line is not None and wire.messages for wire in world.wires):
+                    seen.add(f"over a line: {world.knobs.broadcaster}")
+                if scenario == "switch" and any(task.name.startswith("roomkit-room-") for task in scheduler.tasks):
+                    seen.add("handed over by a thread")
                 seen |= {f"closed {code}" for wire in world.wires for code, _ in wire.closes}
     wanted = {"room_busy", "room_full", "watermark", "shutting_down", "limit_exceeded", "room_exists", "not_host"}
     wanted |= {"invalid_transition", "player_banned", "room_locked", "replayed", "told of a gap", "replaced", "expired"}
     wanted |= {"closed 1000", "closed 1012", "closed 4503", "closed 4509", "closed 4510", "closed 1011", "log: a"}
+    wanted |= {"over a line: server", "over a line: switch", "handed over by a thread"}
     assert not wanted - seen
 
 
@@ -70,6 +77,7 @@ def test_a_seed_is_a_run(grain: str) -> None:
         for seed in range(5):  # so that what a process keeps between runs would show
             simulate(seed)
         first, again, other = digest(7, grain=grain), digest(7, grain=grain), digest(8, grain=grain)
+        assert digest(7, "switch", grain) == digest(7, "switch", grain)
     assert first == again != other
     for hash_seed in ("1", "2"):
         command = [sys.executable, "-m", "tests.simulation", "--seed", "7", "--grain", grain, "--digest"]
@@ -257,6 +265,49 @@ def test_a_condition_wakes_who_waits_and_gives_the_lock_back() -> None:
         assert len(woken) == 3
 
 
+def test_a_poll_ends_when_a_socket_is_readable_or_the_time_has_passed() -> None:
+    """Level-triggered, and the other end's close is something to read; who uses a closed socket is told so."""
+    polled = []
+
+    def play() -> None:
+        ours, theirs = p.socketpair()
+        epoll = p.Epoll()
+        epoll.register(ours.fileno(), 1)
+        began = p.clock()
+        assert epoll.poll(5.0, 8) == []
+        assert 5.0 <= p.clock() - began < 5.1
+
+        def send_and_close() -> None:
+            p.sleep(1)
+            theirs.send(b"ab")
+            p.sleep(1)
+            theirs.close()
+
+        sender = p.Thread(target=send_and_close, name="sender")
+        sender.start()
+        ready = [(ours.fileno(), 1)]
+        assert epoll.poll(60.0, 8) == epoll.poll(60.0, 8) == ready
+        assert p.clock() - began < 60
+        assert ours.recv(1) + ours.recv(1) == b"ab"
+        with pytest.raises(BlockingIOError):
+            ours.recv(1)
+        assert epoll.poll(60.0, 8) == ready
+        assert ours.recv(1) == b""
+        with pytest.raises(BrokenPipeError):
+            ours.send(b"c")
+        epoll.unregister(ours.fileno())
+        assert epoll.poll(1.0, 8) == []
+        ours.close()
+        with pytest.raises(OSError, match="closed"):
+            ours.recv(1)
+        sender.join()
+        polled.append(True)
+
+    for seed in range(20):
+        assert find(play, seed) is None
+    assert len(polled) == 20
+
+
 def test_no_real_primitive_is_left_in_a_run() -> None:
     """Not in the modules and not in what they have made; and afterwards all are the real ones again."""
     with patched():
@@ -264,10 +315,11 @@ def test_no_real_primitive_is_left_in_a_run() -> None:
         assert roomkit.concurrency.worker.threading is not threading
         for seed in range(5):
             _, world = simulate(seed)
-            assert real_locks_of(world.manager, *world.rooms) == []
+            assert real_locks_of(world.manager, *world.rooms, *world.loops.reactors) == []
     assert "roomkit.concurrency.worker.threading" in real_ones()
     assert roomkit.concurrency.worker.threading is threading
     assert roomkit.manager.time is time
+    assert roomkit.server.reactor.socket is socket
     assert roomkit.manager.random is random
     with roomkit.RoomManager() as rooms:
         assert rooms.create_room("r").add_player("amy").id == "amy"

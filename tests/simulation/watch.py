@@ -12,6 +12,7 @@ from typing import Any
 import roomkit.core.events
 import roomkit.manager
 import roomkit.room
+import roomkit.server.reactor
 from roomkit.concurrency.rwlock import RWLock
 from roomkit.core.commands import Command
 from roomkit.core.events import Event
@@ -19,6 +20,7 @@ from roomkit.core.snapshot import RoomState
 from roomkit.core.state import RoomMachine
 from roomkit.manager import RoomManager
 from roomkit.room import Room
+from roomkit.server.reactor import Reactor
 
 from .primitives import ROOM, check_order
 from .scheduler import active
@@ -70,6 +72,7 @@ _apply = RoomMachine.apply
 _execute = Room.execute
 _inherit = Room.inherit
 _stop_threads = Room.stop_threads
+_call = Reactor.call
 
 
 def init(machine: RoomMachine, *args: Any, **options: Any) -> None:
@@ -83,14 +86,9 @@ def apply(machine: RoomMachine, command: Command, now: float, at: float) -> list
     return active().world.watch_apply(machine, command, lambda: _apply(machine, command, now, at), now)
 
 
-def execute(
-    room: Room,
-    command: Command,
-    then: Callable[[list[Event]], None] | None = None,
-    unless_changed: Callable[[], bool] | None = None,
-) -> list[Event]:
+def execute(room: Room, command: Command, *args: Any, **options: Any) -> list[Event]:
     """``Room.execute``."""
-    return active().world.watch_execute(room, command, lambda: _execute(room, command, then, unless_changed))
+    return active().world.watch_execute(room, command, lambda: _execute(room, command, *args, **options))
 
 
 def inherit(room: Room, state: RoomState, bans: frozenset[str]) -> None:
@@ -100,7 +98,8 @@ def inherit(room: Room, state: RoomState, bans: frozenset[str]) -> None:
 
 
 def admit(manager: RoomManager, room: Room, owner: str | None) -> None:
-    """``RoomManager._admit``: from here on the room can be found."""
+    """``RoomManager._admit``: from here on the room can be found. What it is made for may be another by now."""
+    active().world.dawdle()
     _admit(manager, room, owner)
     active().world.watch_admit(room)
 
@@ -110,6 +109,13 @@ def stop_threads(room: Room, timeout: float) -> bool:
     ended = _stop_threads(room, timeout)
     active().world.watch_stop(room, ended)
     return ended
+
+
+def call(reactor: Reactor, function: Callable[[], None]) -> None:
+    """``Reactor.call``: what it appends to has no switch point of its own, and who comes here may stand still."""
+    active().point("call", reactor.name)
+    active().world.dawdle()
+    _call(reactor, function)
 
 
 def cleanup(manager: RoomManager) -> list[str]:
@@ -133,8 +139,10 @@ def watched() -> Iterator[None]:
         (RoomManager, "_admit", admit),
         (RoomManager, "cleanup", cleanup),
         (Room, "inherit", inherit),
+        (Reactor, "call", call),
         (roomkit.room, "RWLock", WatchedRWLock),
         (roomkit.manager, "random", roomkit.manager.random),  # a run puts a seeded one there
+        (roomkit.server.reactor, "_MAX_ROUNDS", roomkit.server.reactor._MAX_ROUNDS),  # and here fewer
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]
     for place, name, value in places:

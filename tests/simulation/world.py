@@ -19,12 +19,14 @@ from roomkit.broadcaster import ThreadBroadcaster
 from roomkit.core import commands as c
 from roomkit.core.events import Event
 from roomkit.core.state import RoomMachine
+from roomkit.server.reactor import LoopBroadcaster
 
 from . import primitives as p
 from .actors import Player, Server, Subscriber, Wire
 from .checks import Truth
 from .knobs import Knobs
-from .scheduler import Scheduler
+from .lines import Loops
+from .scheduler import Scheduler, Task
 from .watch import forget
 
 #: Virtual seconds after which everything that was under way has ended: longer than any hiccup, retry or lingering.
@@ -45,12 +47,15 @@ class World:
         self.wires: list[Wire] = []
         self.rooms: list[Room] = []  # every one that could be found at some time
         self.subscribers: list[Subscriber] = []
+        self.loops = Loops(self)
+        self.made: dict[Task, tuple[Room, int] | None] = {}  # by whom: the last event of its last operation
         self.deliveries = 0
         self.operations = 0
         self.expected_errors = 0
         self.outcomes: Counter[str] = Counter()
         self.ending = False
         self.sweeping = 0
+        self.dawdling = 0
         self.late = bool(scheduler.strategy.slowness)
         scheduler.world = self
 
@@ -80,6 +85,7 @@ class World:
         if events:
             truth = self.truth(room)
             truth.settled = max(truth.settled, events[-1].seq)
+            self.made[self.scheduler.current] = (room, events[-1].seq)
             state = room._snapshot
             if state is not None:
                 truth.check_state(state, events[-1].seq, "who has just operated")
@@ -127,6 +133,13 @@ class World:
         """A listener that does not take what it is given for a while."""
         if self.knobs.hiccup and not self.ending and self.rng.random() < self.knobs.hiccup:
             self.scheduler.sleep(self.rng.choice((0.01, 0.1, 0.6)))
+
+    def dawdle(self) -> None:
+        """Where something is handed over to the server's threads: the machine does not run this one for a moment."""
+        if self.knobs.broadcaster != "library" and not self.ending and self.rng.random() < 0.05:
+            self.dawdling += 1
+            self.scheduler.sleep(0.001)
+            self.dawdling -= 1
 
     def look(self, room: Room, at_least: int) -> None:
         truth = self.truth(room)
@@ -182,6 +195,8 @@ class World:
         )
         manager._runtime.new_epoch = lambda: f"e{next(epochs)}"
         manager.use_broadcaster(self.broadcaster)
+        if knobs.broadcaster == "server":
+            self.loops.start()
         manager.start_cleanup()
         for number in range(knobs.rooms):
             self.create(f"r{number}", None)
@@ -193,6 +208,9 @@ class World:
         threads.append(p.Thread(target=Server(self).run, name="server"))
         for thread in threads:
             thread.start()
+        if knobs.broadcaster == "switch":
+            self.scheduler.sleep(self.rng.random() * max(0.01, knobs.pause * knobs.steps))
+            self.loops.start()
         if knobs.abrupt:
             self.scheduler.sleep(self.rng.random() * max(0.5, knobs.pause * knobs.steps))
             self.shutdown()
@@ -205,6 +223,7 @@ class World:
                 self.check_aged()
             self.shutdown()
         self.settle()
+        self.loops.stop()
         self.check_gone()
 
     def settle(self) -> None:
@@ -229,7 +248,8 @@ class World:
             for subscription in fanout._subscriptions:
                 if (subscription._outbox or subscription._gap_types is not None) and not subscription._ended:
                     self._check_at_work(subscription._worker, f"the outbox of {subscription._worker.name}")
-        if not self.sweeping and not self.manager.is_shut_down:
+        self.loops.check_idle()
+        if not self.sweeping and not self.dawdling and not self.manager.is_shut_down:
             heap = self.manager._heap
             for room in self.manager._rooms.values():
                 known, deadline = heap.get(room.id), room._machine.next_deadline()
@@ -249,6 +269,9 @@ class World:
                 self.scheduler.fail("the reaper oversleeps", f"until {wakes}, the next deadline is {deadline}")
 
     def _check_at_work(self, worker: Any, what: str) -> None:
+        if isinstance(worker, LoopBroadcaster):
+            self.loops.check_at_work(worker, what)
+            return
         if not worker._wanted and (worker._thread is None or worker._thread.waits_to_be_woken):
             self.scheduler.fail("a wake is lost", f"{what} is not empty, and its thread does not know")
         if worker._wanted and worker._thread is None:
@@ -276,6 +299,8 @@ class World:
                 truth.fail("taken away and not closed", f"it is {room.status}")
             if found and manager._reaper is not None and room.next_deadline() < self.scheduler.now - 2.0:
                 truth.fail("overdue", f"since {self.scheduler.now - room.next_deadline():.1f} s")
+            if found and self.loops.open and not isinstance(fanout.broadcaster, LoopBroadcaster):
+                truth.fail("not handed over", "the server has started, and a thread of its own drains it")
             if closed and (fanout._view or fanout._links):
                 truth.fail("closed and not empty", str(fanout._links))
             if not closed:
@@ -336,10 +361,11 @@ class World:
             wire.stream.fail("not told of leaving", f"closed with {wire.closes} after {wire.stream.last}")
 
     def check_aged(self) -> None:
-        """After longer than any room lives nothing but the reaper is there."""
+        """After longer than any room lives nothing but the reaper and the I/O threads are there."""
         if len(self.manager) or len(self.manager._heap):
             self.scheduler.fail("left behind", f"rooms {self.manager.rooms()}, {len(self.manager._heap)} deadlines")
-        names = [task.name for task in self.scheduler.alive() if task.name not in ("main", "roomkit-reaper")]
+        staying = ("main", "roomkit-reaper", "roomkit-io-")
+        names = [task.name for task in self.scheduler.alive() if not task.name.startswith(staying)]
         if names:
             self.scheduler.fail("threads left", ", ".join(names))
 
