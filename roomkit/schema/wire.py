@@ -439,9 +439,9 @@ class Seat(msgspec.Struct):
 
 
 class Health(msgspec.Struct):
-    """`draining` comes with 503: no new work, please."""
+    """`draining` and `store_unavailable` (of rooms that instances share) come with 503: no new work, please."""
 
-    status: Literal["ok", "ready", "draining"]
+    status: Literal["ok", "ready", "draining", "store_unavailable"]
 
 
 class Failure(msgspec.Struct):

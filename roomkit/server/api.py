@@ -296,8 +296,11 @@ class Api:
         return _json({"status": "ok"})
 
     def _readyz(self, request: Request) -> Response:
-        ready = self._server.ready
-        return _json({"status": "ready" if ready else "draining"}, 200 if ready else 503)
+        if not self._server.ready:
+            status = "draining"
+        else:
+            status = "ready" if self._server.rooms.store_answers else "store_unavailable"
+        return _json({"status": status}, 200 if status == "ready" else 503)
 
     def _metrics(self, request: Request) -> Response:
         self._check_admin(request)

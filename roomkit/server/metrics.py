@@ -20,6 +20,7 @@ from roomkit.core.commands import Command
 from roomkit.core.events import DROPPABLE_TYPES
 from roomkit.errors import CLOSE, RoomkitError
 from roomkit.server.reactor import TURN_BOUNDS
+from roomkit.sharing.node import COUNTERS
 
 if TYPE_CHECKING:
     from roomkit.server.app import Server
@@ -95,6 +96,7 @@ class RoomkitCollector(Collector):
         yield from self._counters()
         yield from self._rooms()
         yield from self._connections()
+        yield from self._sharing()
         server = self._server
         yield _gauge("roomkit_ready", "1 while new work is welcome", int(server.ready))
         yield _by_label(GaugeMetricFamily, "roomkit_build_info", "Always 1", "version", {__version__: 1})
@@ -125,6 +127,14 @@ class RoomkitCollector(Collector):
         yield _gauge("roomkit_queue_depth", "Entries waiting in all rooms' queues", stats["queue_depth"])
         yield _gauge("roomkit_deepest_queue", "Entries waiting in the fullest queue", stats["deepest_queue"])
         yield _gauge("roomkit_last_sweep_seconds", "Time that the last sweep took", stats["last_sweep"]["seconds"])
+
+    def _sharing(self) -> Iterator[Metric]:
+        """Only where instances share rooms."""
+        rooms = self._server.rooms
+        if rooms.shares_rooms:
+            for name, text in COUNTERS.items():
+                yield CounterMetricFamily(f"roomkit_{name}", text, value=rooms.tally.get(name))
+            yield _gauge("roomkit_store_up", "1 while the store of shared rooms answers", int(rooms.store_answers))
 
     def _connections(self) -> Iterator[Metric]:
         listener = self._server.listener

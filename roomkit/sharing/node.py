@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from roomkit.backends.base import REMEMBERED, Backend, Commit, Held, Instance, Lease, Stored
 from roomkit.core.events import encode_json
@@ -39,6 +39,17 @@ _PAUSE = 0.05  # seconds until a store that did not answer, or a room that was l
 _LONGEST = 60.0  # seconds of sleep
 _LOCK = 0.002  # seconds for which one room's lock may hold up all the others
 _GIVE_UP = 5.0  # seconds for which somebody else's opening of the same room is waited for
+
+
+#: What is counted, by its name in the tally.
+COUNTERS = {
+    "commits": "Steps of shared rooms that were stored or refused",
+    "store_errors": "Times that the store of shared rooms did not answer",
+    "rooms_taken_over": "Shared rooms that were another instance's",
+    "rooms_lost": "Shared rooms that went on at another instance",
+    "rooms_restored": "Shared rooms that the store had lost and was given again",
+    "unreadable_rooms": "Shared rooms whose record could not be read",
+}
 
 
 class Rooms(Protocol):
@@ -99,10 +110,14 @@ class Node:
         """Whether its thread is at work."""
         return self._thread is not None
 
-    @property
-    def owned(self) -> int:
-        """Rooms that this instance owns now."""
-        return len(self._journals)
+    def stats(self) -> dict[str, Any]:
+        """How this instance is doing: at this moment, and counted since its start."""
+        return {
+            "instance": self.instance.name,
+            "owned_rooms": len(self._journals),
+            "store_answers": self.reachable,
+            **{name: self._tally.get(name) for name in COUNTERS},
+        }
 
     # Rooms come and go, by the threads that want them.
 

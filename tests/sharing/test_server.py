@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,7 @@ from support.bench import Bench
 from support.bench import bench as bench
 from support.fakes import eventually
 from support.rest import request
-from support.unsteady import Instances, settled, steady
+from support.unsteady import STEP, Instances, settled, steady
 from support.ws import Closed, WsClient
 
 from roomkit import RoomManager
@@ -92,7 +93,7 @@ def test_clients_of_a_drained_server_go_on_at_the_other(pair: Pair) -> None:
     amy.sock.close()
 
 
-def test_a_store_that_is_away_is_told_of_as_busy(pair: Pair) -> None:
+def test_a_store_that_is_away_is_told_of_as_busy(pair: Pair, instances: Instances) -> None:
     """Whoever wants a room that is not open here is asked to come back; over REST too."""
     (one, rooms), (two, others) = pair
     rooms.create_room("r")
@@ -102,6 +103,20 @@ def test_a_store_that_is_away_is_told_of_as_busy(pair: Pair) -> None:
     assert (answer.status, answer.error, answer.headers["Retry-After"]) == (503, "backend_unavailable", "1")
     assert request(two.listener.address, "POST", "/api/rooms", {"id": "new"}).status == 503
     assert request(one.listener.address, "GET", "/api/rooms/r").status == 200
+    instances.pass_time(STEP, rooms)
+    eventually(lambda: not others.store_answers)
+    ready = request(two.listener.address, "GET", "/readyz")
+    assert (ready.status, ready.json) == (503, {"status": "store_unavailable"})
+    metrics = request(two.listener.address, "GET", "/metrics").body.decode()
+    assert "\nroomkit_store_up 0.0\n" in metrics
+    assert re.search(r"^roomkit_store_errors_total [1-9]", metrics, re.MULTILINE)
+    assert request(one.listener.address, "GET", "/readyz").status == 200
+    assert re.search(
+        r"^roomkit_commits_total [1-9]", request(one.listener.address, "GET", "/metrics").body.decode(), re.M
+    )
+    sharing = rooms.stats()["sharing"]
+    assert (sharing["owned_rooms"], sharing["store_answers"], sharing["rooms_lost"]) == (1, True, 0)
+    assert sharing["instance"].startswith("one.")
     steady(others).down = False
     assert request(two.listener.address, "GET", "/api/rooms/r").error == "room_busy"
 
