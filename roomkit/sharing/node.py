@@ -96,7 +96,7 @@ class Node:
         self._journals: dict[str, Journal] = {}  # by room
         self._marked: dict[str, Journal] = {}
         self._busy: set[str] = set()  # rooms that a thread is making or opening
-        self._undo: list[tuple[Lease, Step]] = []  # rooms whose making was not confirmed
+        self._undo: list[Commit] = []  # what takes rooms away whose making was not confirmed
         self._unopened: dict[str, None] = {}  # rooms whose lease was had, and which could not be opened yet
         # The thread's own:
         self._locked: list[Journal] = []  # to be looked at again
@@ -151,10 +151,11 @@ class Node:
                 [outcome] = self._backend.commit([_commit_of(journal, room, step)])
             except BaseException:
                 with self._condition:
-                    self._undo.append((lease, step))
+                    self._undo.append(Commit(lease, room.id, step.position, 2, None))
                 raise
+            self._tally.add("commits")
             if outcome != "committed":  # there is one that nobody looks after, until now
-                self._take_over(lease, room.id)
+                self._adopt_one(lease)
                 raise RoomExists(f"there is already a room {room.id!r}")
             journal.revision = 1
             self._know(journal, room)
@@ -308,8 +309,15 @@ class Node:
         return not thread.is_alive() and not self._gave_up
 
     def _run(self) -> None:
-        while not self._turn():
-            pass
+        ended = False
+        while not ended:
+            try:
+                ended = self._turn()
+            except BaseException:  # no memory, say
+                log.exception("the thread that stores rooms failed and goes on")
+                time.sleep(_PAUSE)
+                for journal in list(self._journals.values()):  # marks may have got lost
+                    self.mark(journal)
 
     def _turn(self) -> bool:
         """Store what is marked, and do what is due; True: this was the last one."""
@@ -522,14 +530,13 @@ class Node:
     def _take_back(self) -> None:
         """Rooms whose making was not confirmed: there are none."""
         while self._undo:
-            lease, step = self._undo[0]
-            self._backend.commit([Commit(lease, lease.scope, step.position, 2, None)])
-            self._backend.release([lease])
+            self._backend.commit(self._undo[:1])
+            self._backend.release([self._undo[0].lease])
             with self._condition:
                 del self._undo[0]
 
     def _adopt(self) -> bool:
-        """Go on with some of the rooms that instances left behind; whether there were any."""
+        """Go on with some of the rooms that instances left behind; whether there were any. A scope is a room."""
         scopes = self._backend.orphans(_ADOPT)
         random.shuffle(scopes)  # the other instances look at the same ones  # nosec B311
         with self._condition:
@@ -551,13 +558,17 @@ class Node:
         return adopted > 0
 
     def _adopt_one(self, lease: Lease) -> bool:
+        """Whether it is this instance's now. Raises BackendUnavailable: it is tried again."""
         try:
             self._take_over(lease, lease.scope)
         except (RoomNotFound, ShuttingDown):
             return False
-        except InvalidRecord as error:
+        except BackendUnavailable:
+            raise
+        except Exception as error:  # a guard's of the lifecycle, say; the others go on
             log.error("room %s was left behind and cannot be read: %s", lease.scope, error)
             self._tally.add("unreadable_rooms")
+            self._opened(lease.scope)
             return False
         return True
 

@@ -513,10 +513,10 @@ def test_1011_the_server_failed(server: Server, bench: Bench, monkeypatch: pytes
     room = server.rooms.get_room("room")
     real = type(room).execute
 
-    def fail(self: Any, command: Any, *rest: Any) -> Any:
+    def fail(self: Any, command: Any, *rest: Any, **options: Any) -> Any:
         if type(command).__name__ == "SetPlayerReady":
             raise ZeroDivisionError("a bug")
-        return real(self, command, *rest)
+        return real(self, command, *rest, **options)
 
     monkeypatch.setattr(type(room), "execute", fail)
     bob.send("ready")

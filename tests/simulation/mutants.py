@@ -81,7 +81,11 @@ _TOUCH_FOR_ALL = """        self._due = self._asked
         self._reactor._touched.append(self)
         self._asked = None"""
 _ASK = """            self._asked = self._drain()
-            reactor.call(self._touch)
+            try:
+                reactor.call(self._touch)
+            except MemoryError:  # the next one tries again
+                self._asked = None
+                raise
 """
 _ROUND = """            if self._touched:
                 self._drain()
@@ -244,8 +248,8 @@ MUTANTS = (
     _one(
         "limits looked at before the manager's lock only",
         "manager.py",
-        "            with self._lock:\n                self._check_limits_locked(room.id, owner)\n",
-        "            with self._lock:\n",
+        "                if new:\n                    self._check_limits_locked(room.id, owner)\n",
+        "                if new:\n                    pass\n",
         "resume",
     ),
     _one(
@@ -273,8 +277,8 @@ MUTANTS = (
     _one(
         "room's lock taken under the manager's",
         "manager.py",
-        "            with self._lock:\n                self._check",
-        "            with self._lock:\n                deadline = room.next_deadline()\n                self._check",
+        "            with self._lock:\n                if new",
+        "            with self._lock:\n                deadline = room.next_deadline()\n                if new",
     ),
     Mutant(
         "snapshot replaced after the events are out",
