@@ -207,7 +207,9 @@ class Settings:
     max_rooms: int = _count(10_000, "limits", "Rooms at one time", **_OFF)
     max_rooms_per_owner: int = _count(0, "limits", "Rooms that one owner may have at one time", **_OFF)
     max_connections: int = _count(10_000, "limits", "Connections at one time", **_OFF)
-    max_connections_per_address: int = _count(64, "limits", "Connections at one time from one address", **_OFF)
+    max_connections_per_address: int = _count(
+        64, "limits", "Connections at one time from one address (IPv6: network of 64 bits)", **_OFF
+    )
     message_rate: float = _setting(60.0, "limits", "Messages that one connection may send, on average", **_RATE)
     message_burst: int = _count(120, "limits", "Messages that one connection may send at once", 1)
     max_message_size: int = _count(65_536, "limits", "Largest message from a client", unit="bytes", **_OFF)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from ipaddress import IPv6Address
+
 import msgspec
 
 
@@ -27,3 +30,21 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     ping_interval: float = 50.0
     pong_timeout: float = 60.0
     compression: bool = False
+
+
+def counted_as(address: str) -> str:
+    """What an address counts as where addresses are limited: IPv6, the network of 64 bits that one subscriber has at
+    least (RFC 6177); IPv4, also within IPv6, itself.
+    """
+    return address if ":" not in address else _network(address)
+
+
+@lru_cache(4096)
+def _network(address: str) -> str:
+    try:
+        parsed = IPv6Address(address)
+    except ValueError:  # none that we know of
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return f"{IPv6Address(int(parsed) >> 64 << 64)}/64"

@@ -22,7 +22,7 @@ from roomkit.metrics import Tally
 from roomkit.server.acceptor import Acceptor, host_in_url, listen
 from roomkit.server.handshake import HandshakeRefused, UpgradeRequest, accept, split_target
 from roomkit.server.http import HttpConnection
-from roomkit.server.limits import Limits
+from roomkit.server.limits import Limits, counted_as
 from roomkit.server.peers import ANSWER_TIMEOUT, Letter, Peers
 from roomkit.server.reactor import Reactor
 from roomkit.server.sockets import SocketHandler
@@ -248,6 +248,7 @@ class WebSocketServer:
     def admit(self, address: str) -> bool:
         """Count a new connection; False: so far over a limit that it is closed without a word."""
         limits = self.limits
+        address = counted_as(address)
         with self._condition:
             per_address = self._per_address[address] + 1
             if (limits.max_connections and self._connections >= limits.max_connections + _SPARE) or (
@@ -267,7 +268,7 @@ class WebSocketServer:
         which = None
         if limits.max_connections and self._connections > limits.max_connections:
             which = "connections"
-        elif 0 < limits.max_connections_per_address < self._per_address[address]:
+        elif 0 < limits.max_connections_per_address < self._per_address[counted_as(address)]:
             which = "connections_per_address"
         if which is not None:
             self.tally.add("limited", which)
@@ -284,6 +285,7 @@ class WebSocketServer:
 
     def release(self, address: str) -> None:
         """Undo :meth:`admit`."""
+        address = counted_as(address)
         with self._condition:
             self._connections -= 1
             self._per_address[address] -= 1

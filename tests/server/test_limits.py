@@ -127,6 +127,30 @@ def test_a_crowd_at_the_door_is_turned_away_cheaply(bench: Bench) -> None:
     assert request(server.listener.address, "GET", "/healthz").status == 200
 
 
+def test_an_ipv6_network_counts_as_one_address(bench: Bench) -> None:
+    """Whoever has one address of it has all of them; IPv4 within IPv6 is itself, and what is no address too."""
+    server = bench.serve(max_connections_per_address=2)
+    listening = server.listener
+    limit = 2 + 64
+    admitted = [f"2001:db8:1:2::{n:x}" for n in range(limit)]
+    assert all(listening.admit(address) for address in admitted)
+    assert not listening.admit("2001:db8:1:2:ffff:ffff:ffff:ffff")
+    others = ["2001:db8:1:3::1", "::ffff:192.0.2.1", "192.0.2.1", "fe80::1%eth0", "::1", "what:ever"]
+    assert all(listening.admit(address) for address in others)
+    assert listening._per_address == {
+        "2001:db8:1:2::/64": limit,
+        "2001:db8:1:3::/64": 1,
+        "192.0.2.1": 2,
+        "fe80::/64": 1,
+        "::/64": 1,
+        "what:ever": 1,
+    }
+    for address in (*admitted, *others):
+        listening.release(address)
+    assert listening._per_address == {}
+    assert listening.connection_count == 0
+
+
 def test_a_connection_that_fails_while_it_is_accepted_is_not_counted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
