@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from support.stores import own_server, redis_url
+from support.stores import cluster_url, own_server, redis_url
 from support.unsteady import Instances
 
-__all__ = ["instances", "own_server", "redis_url"]
+__all__ = ["cluster_url", "instances", "own_server", "redis_url"]
 
 
 @pytest.fixture

@@ -197,6 +197,19 @@ def test_rooms_go_on_elsewhere(table: Table, fault: Callable[[Table, int], None]
     print(f"{fault.__name__}: longest pause of a player {longest:.2f} s, leases of {TTL} s")
 
 
+def test_rooms_go_on_elsewhere_on_a_cluster(cluster_url: str) -> None:
+    """The rooms are on three masters; an instance is killed."""
+    need_package("redis")
+    table = Table(cluster_url)
+    try:
+        table.play()
+        kill(table, 0)
+        table.goes_on()
+        check(table)
+    finally:
+        table.close()
+
+
 def test_the_store_comes_back(own_server: ValkeyServer) -> None:
     """Killed and started again with its data, and frozen: operations wait or are refused; nothing told is lost."""
     need_package("redis")
