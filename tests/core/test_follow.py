@@ -56,6 +56,32 @@ def test_a_state_shares_nothing_that_can_be_changed_with_the_event() -> None:
             after.settings["y"] = 1  # type: ignore[index]
 
 
+def test_who_joins_again_has_one_seat() -> None:
+    """A player_joined of somebody whose leaving was never heard replaces the player, at the end of the line."""
+    state = RoomState.from_dict(CASES["state"])
+    again = {**CASES["state"]["players"][0], "name": "Amy again"}
+    after = follow(state, Event("player_joined", 11, "", {"player": again, "count": 2}))
+    assert [(player.id, player.name) for player in after.players] == [("bob", "bob"), ("amy", "Amy again")]
+
+
+def test_a_state_with_everything_in_it_comes_back() -> None:
+    """What to_dict wrote is read as the same state, each field in its place."""
+    full = CASES["state"] | {
+        "results": {"amy": 1},
+        "settings": {"song_id": "s"},
+        "song_id": "s",
+        "locked": True,
+        "private": True,
+        "has_password": True,
+        "metadata": {"mode": "x"},
+        "started_at": "2024-03-27T20:00:00.123Z",
+        "transferred_to": "room-2",
+    }
+    state = RoomState.from_dict(full)
+    assert state.to_dict() == full
+    assert RoomState.from_dict(state.to_dict()) == state
+
+
 @pytest.mark.parametrize("missing", ["players", "created_at", "settings"])
 def test_what_is_no_state_is_refused(missing: str) -> None:
     """A welcome of something else than a room server is not taken for a state."""

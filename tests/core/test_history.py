@@ -55,3 +55,15 @@ def test_nothing_has_happened() -> None:
     assert History(5).since(0) == ()
     assert History(5).since(1) is None
     assert History(0).since(0) == ()
+
+
+def test_after_a_lost_event_the_ring_begins_again() -> None:
+    """Nothing up to it is given any more, rather than with a hole; what follows it is."""
+    history = filled(10, 3)
+    history.begin_again(5)
+    assert (len(history), history.last_seq) == (0, 5)
+    assert history.since(5) == ()
+    assert history.since(4) is None
+    history.append(event(6))
+    assert [each.seq for each in history.since(5) or ()] == [6]
+    assert history.since(3) is None

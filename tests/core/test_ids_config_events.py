@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from datetime import datetime, timezone
 from typing import Any
 
@@ -56,7 +58,7 @@ def test_a_huge_id_does_not_make_a_huge_message() -> None:
     """What was refused is quoted, but not all of a megabyte of it."""
     with pytest.raises(InvalidId) as caught:
         check_id("x" * 1_000_000, "a room id")
-    assert len(str(caught.value)) < 200
+    assert str(caught.value) == f"a room id must be 1 to 64 of A-Z a-z 0-9 _ . : - (got '{'x' * 79})"
 
 
 @pytest.mark.parametrize("value", ["Amy", "小美", "Zoë Ünal", "😀", "a" * 64, "x y"])
@@ -83,8 +85,24 @@ def test_bad_names(value: object) -> None:
 @pytest.mark.parametrize("value", ["", "x" * 257, 7, None, b"s"])
 def test_bad_song_ids(value: object) -> None:
     """A song id is text of 1 to 256 characters."""
-    with pytest.raises(InvalidMessage):
+    with pytest.raises(InvalidMessage, match=r"^song_id must be text of 1 to 256 characters$"):
         check_song_id(value)
+
+
+@pytest.mark.parametrize("value", ["s", "x" * 256, "小"])
+def test_good_song_ids(value: str) -> None:
+    """The shortest and the longest."""
+    assert check_song_id(value) == value
+
+
+def test_what_is_refused_at_the_door_says_what_it_must_be() -> None:
+    """The whole sentence, quoting what was given where that may help."""
+    with pytest.raises(InvalidId) as of_id:
+        check_id("a b", "a room id")
+    assert str(of_id.value) == "a room id must be 1 to 64 of A-Z a-z 0-9 _ . : - (got 'a b')"
+    with pytest.raises(InvalidMessage) as of_name:
+        check_name("a\nb", "amy")
+    assert str(of_name.value) == "a name is 1 to 64 printable characters"
 
 
 # Bounds.
@@ -111,6 +129,37 @@ def test_a_bound_that_makes_no_sense_is_named(name: str, value: Any) -> None:
         with pytest.raises(InvalidConfig, match=f"^{name} must be") as caught:
             make()
         assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("max_players", 1, 100_000),
+        ("min_players", 1, 4),
+        ("queue_size", 1, 1_000_000),
+        ("queue_ceiling", 100, 1_000_000),
+        ("history_size", 0, 1_000_000),
+        ("watermark", 0, 1),
+        ("drop_watermark", 0, 1),
+        *[(name, 0, math.inf) for name in ("max_lifetime", "closed_ttl", "empty_ttl", "finished_ttl")],
+        *[(name, 0, math.inf) for name in ("reconnect_grace", "reservation_ttl")],
+        ("busy_timeout", 0, 4_000_000),
+    ],
+)
+def test_the_bounds_belong_to_what_is_allowed(name: str, least: float, most: float) -> None:
+    """The least and the most of each are taken, one less or more is refused, and the sentence says all three."""
+    kind = (
+        "whole number"
+        if name in ("max_players", "min_players", "queue_size", "queue_ceiling", "history_size")
+        else "number"
+    )
+    for value in (least, most):
+        assert getattr(RoomConfig(**{"min_players": None, name: value}), name) == value
+    for value in (least - 1, most + 1):
+        if value != math.inf:
+            with pytest.raises(InvalidConfig) as caught:
+                RoomConfig(**{name: value})
+            assert str(caught.value) == f"{name} must be a {kind} from {least} to {most} (got {value!r})"
 
 
 def test_defaults_are_the_seeds() -> None:
@@ -268,6 +317,16 @@ def test_each_command_says_how_many_places_it_needs() -> None:
     assert set(CRITICAL_EVENTS) == set(AnyCommand.__args__)  # type: ignore[attr-defined]
 
 
+def test_an_event_is_read_as_it_came() -> None:
+    """From a message as decoded, which may lack what has a default and may have what is not known."""
+    whole = Event("message", 14, "2024-03-27T20:00:00.123Z", {"x": 1}, 2)
+    assert Event.from_dict(json.loads(encode_json(whole)) | {"id": "7"}) == whole
+    assert Event.from_dict({"type": "gap", "seq": 0, "data": {}}) == Event("gap", 0, "", {}, 0)
+    for missing in ("type", "seq", "data"):
+        with pytest.raises(KeyError, match=missing):
+            Event.from_dict({key: 1 for key in ("type", "seq", "data") if key != missing})
+
+
 def test_event_on_the_wire() -> None:
     """As in docs/protocol.md; ``conflated`` only where something was."""
     event = Event("message", 14, "2024-03-27T20:00:00.123Z", {"player_id": "amy", "data": {}})
@@ -299,6 +358,31 @@ def test_event_on_the_wire() -> None:
 def test_known_timestamps(at: float, text: str) -> None:
     """Values worked out by hand: the epoch, a leap day, the end of a century."""
     assert rfc3339(at) == text
+
+
+def test_timestamps_do_not_depend_on_what_was_written_before() -> None:
+    """Forwards and backwards through the first seconds, where a second and its neighbours are easily mixed up."""
+    moments = [*range(0, 3000, 250), 999, 1000, 1001]
+    for before in moments:
+        for after in moments:
+            rfc3339(before / 1000)
+            assert rfc3339(after / 1000) == f"1970-01-01T00:00:0{after // 1000}.{after % 1000:03d}Z"
+
+
+def test_timestamps_do_not_depend_on_the_hosts_time_zone() -> None:
+    """They are UTC, as their Z says."""
+    before = os.environ.get("TZ")
+    try:
+        for zone in ("UTC-9", "UTC+5"):
+            os.environ["TZ"] = zone
+            time.tzset()
+            rfc3339(1.0)
+            assert rfc3339(1711569600.123) == "2024-03-27T20:00:00.123Z"
+    finally:
+        os.environ.pop("TZ")
+        if before is not None:
+            os.environ["TZ"] = before
+        time.tzset()
 
 
 @given(st.lists(st.integers(0, 4_102_444_800_000), min_size=1, max_size=20))

@@ -148,6 +148,11 @@ def test_game_is_designs_table() -> None:
     assert cells == 20
 
 
+def test_a_status_that_is_not_there_allows_nothing() -> None:
+    """Asking is no error."""
+    assert not GAME.allows("nowhere", "close")
+
+
 def test_status_is_also_its_wire_string() -> None:
     """A RoomStatus equals, prints and encodes as its text."""
     assert RoomStatus.PLAYING == "playing"

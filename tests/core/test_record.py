@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from roomkit import GAME, InvalidRecord, Lifecycle, RoomConfig, RoomkitError
 from roomkit.core import commands as c
-from roomkit.core.events import MAX_DEPTH
-from roomkit.core.record import dump, load
+from roomkit.core.events import MAX_DEPTH, Event, encode_json
+from roomkit.core.record import dump, load, load_events
 from roomkit.core.state import RoomMachine
 
 KNOWN = {GAME.name: GAME}
 BEGIN = 1_700_000_000.0  # Unix seconds at monotonic 0
+SEAT = {"id": "amy", "name": "Amy", "token": "t" * 22, "joined_at": 1.0}
 
 players = st.sampled_from(["amy", "bob", "cat"])
 askers = st.one_of(st.none(), players)
@@ -144,18 +145,54 @@ def test_what_a_later_version_wrote_besides_is_ignored() -> None:
     assert load(json.dumps(stored).encode(), KNOWN, 0.0, BEGIN).snapshot() == machine().snapshot()
 
 
-SEAT = {"id": "amy", "name": "Amy", "token": "t" * 22, "joined_at": 1.0}
+def test_a_finished_game_is_stored_with_its_results_and_its_end() -> None:
+    """The results are there for whoever takes the room over, and it closes when it would have closed."""
+    room = machine(RoomConfig(max_players=1, empty_ttl=0, finished_ttl=50))
+    play = [c.AddPlayer("amy", "Amy", "t" * 22), c.SetPlayerReady("amy"), c.StartGame("amy")]
+    for second, command in enumerate([*play, c.FinishGame("amy", {"amy": [1, {"é": None}]})], 1):
+        room.apply(command, float(second), BEGIN + second)
+    data = dump(room, 5.0, BEGIN + 5)
+    assert json.loads(data)["finished_at"] == BEGIN + 4
+    again = load(data, KNOWN, 1005.0, BEGIN + 5)  # by a process whose clock has another zero
+    assert look(again, -1000.0) == look(room)
+    assert again.snapshot().results == {"amy": [1, {"é": None}]}
+    assert again.apply(c.ExpireNext(), 1053.9, BEGIN + 53.9) == []
+    assert [event.type for event in again.apply(c.ExpireNext(), 1054.0, BEGIN + 54)] == ["room_status", "room_closed"]
+
+
+def test_a_room_that_is_full_of_everything_is_still_a_room() -> None:
+    """Every seat taken, every setting set, the shortest and the longest token: the bounds belong to what is allowed.
+    A seat without a name is called by its id."""
+    seats = [{**SEAT, "id": f"p{n}", "token": "t" * (1 if n else 256), "name": "" if n else "Amy"} for n in range(4)]
+    stored = json.loads(dump(machine(), 0.0, BEGIN))
+    stored |= {"seats": seats, "host": "p0", "settings": {str(n): n for n in range(64)}}
+    room = load(json.dumps(stored).encode(), KNOWN, 0.0, BEGIN)
+    assert [(seat.name, len(seat.token)) for seat in room.seats.values()] == [
+        ("Amy", 256),
+        *[(f"p{n}", 1) for n in (1, 2, 3)],
+    ]
+    assert len(room.settings) == 64
+
+
+def test_a_closed_room_without_a_time_of_closing_goes_after_its_creation() -> None:
+    """So does a room whose lifecycle begins at its end: it is not kept for ever."""
+    stored = json.loads(dump(machine(), 0.0, BEGIN)) | {"status": "closed"}
+    over = Lifecycle("over", {"closed": {"close": "closed"}})
+    for room in (load(json.dumps(stored).encode(), KNOWN, 0.0, BEGIN), machine(lifecycle=over)):
+        assert room.closed
+        assert room.next_deadline() == 60.0
+        assert [room.expired_reason(now) for now in (59.9, 60.0)] == [None, "closed"]
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"version": 2}, "version 2, and this roomkit reads 1"),
-        ({"id": "a b"}, "a room id must be"),
+        ({"id": "a b"}, "a room id must be 1 to 64 of"),
         ({"epoch": ""}, "an epoch must be"),
         ({"seq": -1}, "a seq below 0"),
         ({"seq": "7"}, "Expected `int`"),
-        ({"status": "asleep"}, "has no status 'asleep'"),
+        ({"status": "asleep"}, "lifecycle 'game' has no status 'asleep'"),
         ({"config": {"max_players": 0}}, "max_players must be"),
         ({"config": []}, "Expected `object`"),
         ({"seats": [SEAT, SEAT], "host": "amy"}, "two seats of one player"),
@@ -163,6 +200,7 @@ SEAT = {"id": "amy", "name": "Amy", "token": "t" * 22, "joined_at": 1.0}
         ({"seats": [SEAT]}, "its host has no seat"),
         ({"host": "amy"}, "its host has no seat"),
         ({"seats": [{**SEAT, "token": ""}], "host": "amy"}, "a token that is none"),
+        ({"seats": [{**SEAT, "token": "t" * 257}], "host": "amy"}, "a token that is none"),
         ({"seats": [{**SEAT, "name": "a\nb"}], "host": "amy"}, "a name is"),
         ({"seats": [{**SEAT, "id": "\x1b"}], "host": "\x1b"}, "a player id must be"),
         ({"settings": {str(n): n for n in range(65)}}, "too many settings"),
@@ -176,9 +214,9 @@ SEAT = {"id": "amy", "name": "Amy", "token": "t" * 22, "joined_at": 1.0}
 def test_what_is_no_record_is_refused(change: dict[str, Any], says: str) -> None:
     """What comes from a store is looked at like what comes from a client; the error says what is wrong."""
     stored = json.loads(dump(machine(), 0.0, BEGIN)) | change
-    with pytest.raises(InvalidRecord, match=says) as caught:
+    with pytest.raises(InvalidRecord) as caught:
         load(json.dumps(stored).encode(), KNOWN, 0.0, BEGIN)
-    assert str(caught.value).startswith("what is stored is no room: ")
+    assert str(caught.value).startswith(f"what is stored is no room: {says}")
 
 
 @pytest.mark.parametrize("data", [b"", b"null", b"[]", b"{", b"\xff", b'{"version":1}', b"[" * 5000])
@@ -189,15 +227,62 @@ def test_what_is_no_json_of_a_room_is_refused(data: bytes) -> None:
 
 
 def test_it_may_nest_as_deep_as_a_room_may() -> None:
-    """Metadata at the limit come back; one level more is refused."""
+    """Metadata at the limit come back; two levels more, which no event could hold, are refused."""
     deep: Any = 0
     for _ in range(MAX_DEPTH - 1):
         deep = [deep]
     room = machine(metadata={"x": deep})
     assert load(dump(room, 0.0, BEGIN), KNOWN, 0.0, BEGIN).metadata == {"x": deep}
-    too_deep = machine(metadata={"x": [[[deep]]]})
-    with pytest.raises(InvalidRecord, match="nests too deep"):
+    too_deep = machine(metadata={"x": [[deep]]})
+    with pytest.raises(InvalidRecord, match=r"^what is stored is no room: it nests too deep$"):
         load(dump(too_deep, 0.0, BEGIN), KNOWN, 0.0, BEGIN)
+
+
+# Stored events.
+
+
+def stored_event(seq: int, kind: str = "message", data: Any = None) -> bytes:
+    """As a backend keeps one."""
+    return encode_json(Event(kind, seq, "2024-03-27T20:00:00.000Z", {} if data is None else data))
+
+
+def test_stored_events_are_read_as_they_were() -> None:
+    """In their order, up to the last one; also one that nests as deep as an event may."""
+    deep: Any = 0
+    for _ in range(MAX_DEPTH - 1):
+        deep = [deep]
+    texts = [stored_event(5), stored_event(6, "settings_changed", {"settings": {"x": deep}}), stored_event(7)]
+    events = load_events(texts, 7)
+    assert [(event.seq, event.type) for event in events] == [(5, "message"), (6, "settings_changed"), (7, "message")]
+    assert [encode_json(event) for event in events] == texts
+    assert load_events([], 7) == []
+    with pytest.raises(InvalidRecord, match=r"^what is stored is no event: it nests too deep$"):
+        load_events([stored_event(7, "settings_changed", {"settings": {"x": [deep]}})], 7)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b'{"seq":7}', b'{"x":' * 5000 + b"1" + b"}" * 5000])
+def test_what_is_no_stored_event_is_refused(text: bytes) -> None:
+    """Whatever was written there by somebody else."""
+    with pytest.raises(InvalidRecord, match=r"^what is stored is no event: "):
+        load_events([text], 7)
+
+
+@pytest.mark.parametrize(
+    ("texts", "seq"),
+    [
+        ([stored_event(6)], 7),
+        ([stored_event(8)], 7),
+        ([stored_event(5), stored_event(7)], 6),
+        ([stored_event(7), stored_event(6)], 6),
+        ([stored_event(6), stored_event(7, "gap")], 7),
+    ],
+    ids=["an older one", "a newer one", "a hole", "another order", "another type"],
+)
+def test_events_that_are_not_those_that_were_asked_for_are_refused(texts: list[bytes], seq: int) -> None:
+    """A hole in a room's history would be told to nobody, so it is an error that names the place."""
+    with pytest.raises(InvalidRecord) as caught:
+        load_events(texts, 7)
+    assert str(caught.value) == f"what is stored is not the event with seq {seq}"
 
 
 def test_a_hundred_kinds_of_rooms_can_be_stored() -> None:
