@@ -500,7 +500,6 @@ class RoomManager:
         """See sharing.node.Rooms."""
         assert isinstance(room, SharedRoom)
         self._admit(room, None, new=False)
-        room.disconnect_all()
 
     def lose(self, room: Storable) -> None:
         """See sharing.node.Rooms."""

@@ -65,6 +65,11 @@ class Storable(Protocol):
     def share(self, journal: Journal) -> Step:
         """From now on nothing leaves it before it is stored; its first step."""
 
+    def disconnect_all(self) -> None:
+        """Nobody is connected here to a room that was another instance's: every seat begins its grace. Before anybody
+        else knows the room, whatever became of its lease; it is for the caller to mark it.
+        """
+
     def take_step(self, timeout: float, whole: bool) -> Step:
         """What it did since the last one; ``whole``: with its record also when it did nothing.
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
-from roomkit.backends.base import REMEMBERED, Backend, Commit, Held, Instance, Lease, Stored
+from roomkit.backends.base import REMEMBERED, Backend, Commit, Held, Instance, Lease, Position, Stored
 from roomkit.core.events import encode_json
 from roomkit.errors import BackendUnavailable, InvalidRecord, RoomBusy, RoomExists, RoomNotFound, ShuttingDown
 from roomkit.metrics import Tally
@@ -97,7 +97,7 @@ class Node:
         self._marked: dict[str, Journal] = {}
         self._busy: set[str] = set()  # rooms that a thread is making or opening
         self._undo: list[Commit] = []  # what takes rooms away whose making was not confirmed
-        self._unopened: dict[str, None] = {}  # rooms whose lease was had, and which could not be opened yet
+        self._unopened: dict[str, None] = {}  # rooms whose lease may have been had, and which were not opened yet
         # The thread's own:
         self._locked: list[Journal] = []  # to be looked at again
         self._retry_at = 0.0
@@ -158,7 +158,12 @@ class Node:
                 self._adopt_one(lease)
                 raise RoomExists(f"there is already a room {room.id!r}")
             journal.revision = 1
-            self._know(journal, room)
+            try:
+                self._know(journal, room)
+            except ShuttingDown:
+                self._backend.commit([Commit(lease, room.id, step.position, 2, None)])
+                self._backend.release([lease])
+                raise
 
     def open(self, room_id: str) -> Storable:
         """A room that is stored and that nobody owns, as this instance's from now on.
@@ -176,31 +181,35 @@ class Node:
                 return journal.room
             if self._backend.positions([room_id]) == [None]:  # a wrong id writes nothing
                 raise RoomNotFound(f"there is no room {room_id!r}")
+            self._may_be_ours(room_id)
             [lease] = self._backend.acquire(self.instance.name, [self._backend.scope_of(room_id)])
             if isinstance(lease, Held):
+                self._opened(room_id)
                 raise RoomBusy(f"room {room_id!r} is served by instance {lease.instance!r}")
             return self._take_over(lease, room_id)
 
     def _take_over(self, lease: Lease, room_id: str) -> Storable:
         """A lease was had: go on with its room. The caller is alone with it."""
-        with self._condition:
-            self._unopened[room_id] = None
+        self._may_be_ours(room_id)
         try:
             stored = self._backend.open(lease, room_id)
             if stored is None:
                 raise RoomNotFound(f"there is no room {room_id!r}")
-            room = self._rooms.revive(stored.record, lambda epoch, after: self._read(room_id, epoch, after))
+            room = self._rooms.revive(
+                stored.record, lambda epoch, after: self._read(room_id, stored.position, epoch, after)
+            )
         except (RoomNotFound, InvalidRecord):
             self._opened(room_id)
             self._backend.release([lease])
             raise
         journal = self._journal(room, lease, stored.revision)
         journal.step = room.share(journal)
-        self._know(journal, room)
-        self._opened(room_id)
+        room.disconnect_all()
         try:
+            self._know(journal, room)
             self._rooms.take_over(room)
         except ShuttingDown:
+            self._opened(room_id)
             self._forget(journal)
             self._backend.release([lease], orphan=True)
             raise
@@ -208,20 +217,26 @@ class Node:
         journal.mark()
         return room
 
+    def _may_be_ours(self, room_id: str) -> None:
+        """Its lease was had or asked for: if so, nobody else looks after the room until it is opened."""
+        with self._condition:
+            self._unopened[room_id] = None
+
     def _opened(self, room_id: str) -> None:
+        """Or somebody else's, or there is none."""
         with self._condition:
             self._unopened.pop(room_id, None)
 
-    def _read(self, room_id: str, epoch: str, after: int) -> Sequence[bytes]:
-        """Every event after ``after``; none when they are not all there."""
+    def _read(self, room_id: str, upto: Position, epoch: str, after: int) -> Sequence[bytes]:
+        """Every event after ``after`` and ``upto`` where the record goes; none when they are not all there."""
         events: list[bytes] = []
         while True:
             found = self._backend.read(room_id, epoch, after + len(events))
             if found is None:
                 return ()
-            if not found.events:
-                return events
             events += found.events
+            if not found.events or after + len(events) >= upto.seq:
+                return events[: max(0, upto.seq - after)]  # what follows is of somebody who came after us
 
     def remove(self, room_id: str, wait: bool = False) -> None:
         """A room that is not found here any more: once all that it did is stored it is taken out of the store.
@@ -241,8 +256,12 @@ class Node:
         return Journal(room, lease, revision, self.mark, patience, self._clock)
 
     def _know(self, journal: Journal, room: Storable) -> None:
+        """Raises ShuttingDown: the thread may have ended, and would never store it."""
         with self._condition:
+            if self._stop_by is not None:
+                raise ShuttingDown("the instance is shutting down")
             self._journals[room.id] = journal
+            self._unopened.pop(room.id, None)
 
     def _forget(self, journal: Journal) -> None:
         room, journal.room = journal.room, None
@@ -281,11 +300,9 @@ class Node:
 
     def mark(self, journal: Journal) -> None:
         """There is something to store, or to deliver. Never blocks."""
-        room = journal.room
-        if room is None:  # not ours any more
-            return
         with self._condition:
-            if room.id not in self._marked:
+            room = journal.room  # None: not ours any more. It would stand in the way of who has its place
+            if room is not None and room.id not in self._marked:
                 self._marked[room.id] = journal
                 self._condition.notify_all()
 
@@ -327,7 +344,10 @@ class Node:
                 self._condition.wait(min(pause, _PAUSE) if self._locked else pause)
             if self._locked and time.monotonic() >= self._retry_at:
                 locked, self._locked = self._locked, []
-                self._marked.update({journal.room.id: journal for journal in locked if journal.room is not None})
+                for journal in locked:
+                    room = journal.room
+                    if room is not None:
+                        self._marked[room.id] = journal
             marked = [self._marked.pop(room_id) for room_id in list(self._marked)[:_BATCH]]
             stop_by = self._stop_by
         missed = not self._tried(lambda: self._store(marked))
@@ -470,18 +490,13 @@ class Node:
                 found = "theirs"
         if found == "theirs":
             self._lose(journal, room)
-            self._unowned(lease)
+            self._may_be_ours(lease.scope)  # what we gave up may be stored: it is opened from there
             return
         journal.lease = lease
         if found == "ours":
             self._stored(journal)
         else:  # under the new lease
             self.mark(journal)
-
-    def _unowned(self, lease: Lease) -> None:
-        """What we gave up may be in the store, and nobody looks after it: it is opened from there."""
-        with self._condition:
-            self._unopened[lease.scope] = None
 
     def _lose(self, journal: Journal, room: Storable) -> None:
         """The room is another instance's."""
@@ -540,9 +555,10 @@ class Node:
         scopes = self._backend.orphans(_ADOPT)
         random.shuffle(scopes)  # the other instances look at the same ones  # nosec B311
         with self._condition:
-            scopes += self._unopened
-            scopes = [scope for scope in scopes if scope not in self._busy and scope not in self._journals]
+            wanted = dict.fromkeys((*scopes, *self._unopened))  # each once: two journals of a room would be two owners
+            scopes = [scope for scope in wanted if scope not in self._busy and scope not in self._journals]
             self._busy.update(scopes)
+            self._unopened.update(dict.fromkeys(scopes))  # also when the answer is lost
         if not scopes:
             return False
         adopted = 0
@@ -551,6 +567,8 @@ class Node:
             for lease in leases:
                 if isinstance(lease, Lease):
                     adopted += self._adopt_one(lease)
+                else:  # somebody else goes on with it
+                    self._opened(lease.scope)
         finally:
             self._not_busy(scopes)
         if adopted:

@@ -51,13 +51,18 @@ class SharedRoom(Room):
         wait = wait and not self._fanout.broadcaster.is_current()
         waiters: list[Waiter | None] = []
 
+        def go_on_locked() -> bool:
+            if journal.refusal is not None:  # since it was looked at: its connections are closed already
+                raise journal.refusal()
+            return unless_changed is None or unless_changed()
+
         def note_locked(events: list[Event]) -> None:
             waiters.append(journal.note_locked(events, wait))
             if then is not None:
                 then(events)
 
         try:
-            events = super().execute(command, note_locked, unless_changed)
+            events = super().execute(command, note_locked, go_on_locked)
         finally:  # whatever went wrong after the change: it is to be stored
             if waiters:
                 journal.mark()
@@ -81,16 +86,6 @@ class SharedRoom(Room):
 
     # For the manager.
 
-    def disconnect_all(self) -> None:
-        """Nobody is connected here to a room that was another instance's: every seat begins its grace.
-
-        Raises:
-            RoomBusy: not all of it could be done.
-        """
-        for player in self.get_players():
-            if player.connected:
-                self.execute(c.Disconnect(player.id), wait=False)
-
     def hand_over(self, reason: Callable[[], str]) -> None:
         """Take no more operations, and close every connection with 1012 after what is queued; the room stays.
 
@@ -112,6 +107,18 @@ class SharedRoom(Room):
             self._journal = journal
             self._fanout.hold_back_locked()
             return self._take_step_locked(journal, True)
+
+    def disconnect_all(self) -> None:
+        """See Storable."""
+        journal = self._journal
+        assert journal is not None
+
+        def note_locked(events: list[Event]) -> None:
+            journal.note_locked(events, False)
+
+        for player in self.get_players():
+            if player.connected:
+                super().execute(c.Disconnect(player.id), note_locked)
 
     def take_step(self, timeout: float, whole: bool) -> Step:
         """See Storable."""

@@ -6,7 +6,9 @@ import random
 
 from roomkit import RoomConfig
 
-SCENARIOS = ("mixed", "drops", "resume", "expiry", "shutdown", "crowd", "server", "switch")
+#: ``any`` is one of these; ``sharing`` is a world of its own (sharing.py).
+ANY = ("mixed", "drops", "resume", "expiry", "shutdown", "crowd", "server", "switch")
+SCENARIOS = (*ANY, "sharing")
 #: Who drains the rooms: threads of theirs, the server's I/O threads, or these once the former have been at work.
 BROADCASTERS = ("library", "server", "switch")
 
@@ -15,7 +17,7 @@ class Knobs:
     """What a seed makes of a scenario."""
 
     def __init__(self, rng: random.Random, scenario: str) -> None:
-        self.scenario = scenario if scenario != "any" else rng.choices(SCENARIOS, (4, 4, 4, 3, 3, 2, 2, 2))[0]
+        self.scenario = scenario if scenario != "any" else rng.choices(ANY, (4, 4, 4, 3, 3, 2, 2, 2))[0]
         kind = self.scenario
         self.players = rng.randint(3, 5) if kind != "crowd" else rng.randint(5, 7)
         self.steps = rng.randint(6, 18)

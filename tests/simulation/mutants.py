@@ -103,6 +103,8 @@ _AFTER_DRAIN = """                log.exception("draining room %s failed", broad
 _UNDER_WAY = "self._asked is None and self._due is None and not self._draining:"
 _HAND_OVER = """        self.broadcaster.stop(timeout)
         self.broadcaster = factory"""
+_NODE = "sharing/node.py"
+_MARKED = "                self._marked[room.id] = journal\n"
 
 MUTANTS = (
     Mutant(
@@ -410,6 +412,139 @@ MUTANTS = (
         "switch",
     ),
     _one("rooms to come are not handed over", "manager.py", "            self._broadcaster = factory\n", "", "switch"),
+    _one(
+        "a step that has to be stored again is taken anew",
+        _NODE,
+        "        if journal.step is None:\n            journal.step = room.take_step",
+        "        if True:\n            journal.step = room.take_step",
+        "sharing",
+    ),
+    _one(
+        "delivered before it is stored",
+        _NODE,
+        "        if step.record is not None:\n            return _commit_of(journal, room, step)\n",
+        "        if step.record is not None:\n            room.release_step(step)\n"
+        "            return _commit_of(journal, room, step)\n",
+        "sharing",
+    ),
+    _one(
+        "a change noted after the lock is released",
+        "sharing/room.py",
+        """            waiters.append(journal.note_locked(events, wait))
+            if then is not None:
+                then(events)
+
+        try:
+            events = super().execute(command, note_locked, go_on_locked)
+""",
+        """            if then is not None:
+                then(events)
+
+        try:
+            events = super().execute(command, note_locked, go_on_locked)
+            waiters.append(journal.note_locked(events, wait))
+""",
+        "sharing",
+    ),
+    _one(
+        "a lost connection is not noted",
+        "sharing/room.py",
+        "            waiters.append(journal.note_locked(events, wait))\n",
+        "            if type(command) is not c.Disconnect:\n"
+        "                waiters.append(journal.note_locked(events, wait))\n",
+        "sharing",
+    ),
+    _one(
+        "what came during a step that is stored again is not marked",
+        _NODE,
+        "        else:  # one that was not stored; for what has come since then there is the next turn\n"
+        "            self.mark(journal)\n",
+        "",
+        "sharing",
+    ),
+    _one(
+        "the mark of what is forgotten is left",
+        _NODE,
+        "            if self._marked.get(room.id) is journal:\n                del self._marked[room.id]\n",
+        "",
+        "sharing",
+    ),
+    _one("a mark does not wake", _NODE, _MARKED + "                self._condition.notify_all()\n", _MARKED, "sharing"),
+    _one(
+        "what is queued outlives the loss of the room",
+        "fanout.py",
+        "        self.queue.drain()\n        code = ",
+        "        self.release(*self.queue.drain())\n        code = ",
+        "sharing",
+    ),
+    _one(
+        "who waits is told that it is stored when the room is lost",
+        _NODE,
+        "waiter.settle(False)",
+        "waiter.settle(True)",
+        "sharing",
+    ),
+    _one(
+        "two threads open a room",
+        _NODE,
+        "            if not self._condition.wait_for(free, _GIVE_UP):\n",
+        "            if False:\n",
+        "sharing",
+    ),
+    _one(
+        "a room that is ours already is adopted",
+        _NODE,
+        "if scope not in self._busy and scope not in self._journals]",
+        "if scope not in self._busy]",
+        "sharing",
+    ),
+    Mutant(
+        "verdicts swapped",
+        (
+            Edit(_NODE, '        return "ours"\n', '        return "again"\n'),
+            Edit(
+                _NODE,
+                'revision == revision:\n        return "again"\n',
+                'revision == revision:\n        return "ours"\n',
+            ),
+        ),
+        "sharing",
+    ),
+    _one(
+        "who came after us is overwritten",
+        _NODE,
+        "    if stored.token > lease.token:",
+        "    if False:",
+        "sharing",
+    ),
+    _one(
+        "the store takes every token",
+        "backends/memory.py",
+        "return scope is not None and scope.token == lease.token",
+        "return scope is not None",
+        "sharing",
+    ),
+    _one(
+        "seats of a room that was taken over stay connected",
+        _NODE,
+        "        room.disconnect_all()\n",
+        "",
+        "sharing",
+    ),
+    _one(
+        "a drained instance does not store what is left",
+        _NODE,
+        "not (self._marked or self._locked)):",
+        "True):",
+        "sharing",
+    ),
+    _one(
+        "events of who came after us are read",
+        _NODE,
+        "return events[: max(0, upto.seq - after)]",
+        "return events",
+        "sharing",
+    ),
 )
 
 

@@ -219,7 +219,7 @@ def one_core() -> Iterator[None]:
 @contextmanager
 def patched() -> Iterator[None]:
     """Within the block roomkit's library works with the primitives of the run that is under way."""
-    from . import watch  # imports roomkit
+    from . import sharing, watch  # they import all of roomkit that is simulated  # noqa: F401
 
     undo = []
     try:

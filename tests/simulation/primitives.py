@@ -21,6 +21,7 @@ from .scheduler import Scheduler, SimulationOver, Task, active
 
 # docs/architecture.md and the top of roomkit/manager.py: room -> queue; the manager's alone; leaves last.
 ROOM, QUEUE, MANAGER, LEAF = "room lock", "queue mutex", "manager lock", "leaf lock"
+STORE = "store's lock"  # of the backend in memory, which is called under none
 
 #: Which lock the modules make. None: a part of something that is looked at as a whole (the reader-writer lock).
 RANKS: dict[str, str | None] = {
@@ -30,6 +31,8 @@ RANKS: dict[str, str | None] = {
     "roomkit.delivery": LEAF,
     "roomkit.metrics": LEAF,
     "roomkit.reaper": LEAF,
+    "roomkit.sharing.node": LEAF,
+    "roomkit.backends.memory": STORE,
     "readerwriterlock.rwlock": None,
 }
 
@@ -38,6 +41,7 @@ MAY_HOLD: dict[str, frozenset[str]] = {
     ROOM: frozenset(),
     QUEUE: frozenset({ROOM}),
     MANAGER: frozenset(),
+    STORE: frozenset(),
     LEAF: frozenset({ROOM, QUEUE, MANAGER}),
 }
 

@@ -44,6 +44,21 @@ def test_nothing_is_found(part: int) -> None:
     assert operations > 10 * SEEDS // PARTS  # it did something
 
 
+@pytest.mark.parametrize("part", range(2))
+def test_nothing_is_found_where_rooms_are_shared(part: int) -> None:
+    """Four hundred interleavings of players and instances that are cut off, frozen and drained."""
+    acknowledged = 0
+    with patched():
+        for seed in range(part * 200, part * 200 + 200):
+            scheduler, world = simulate(seed, "sharing")
+            assert scheduler.finding is None, (
+                f"python -m tests.simulation --scenario sharing --seed {seed}: {scheduler.finding}"
+            )
+            assert not scheduler.alive()
+            acknowledged += world.outcomes["acknowledged"]
+    assert acknowledged > 400
+
+
 def test_the_scenarios_reach_what_they_are_for() -> None:
     """Between them the seeds see drops, gaps, replays, full rooms, busy rooms, watermarks, expiry and shutdown."""
     seen: set[str] = set()
@@ -67,6 +82,7 @@ def test_the_scenarios_reach_what_they_are_for() -> None:
     wanted |= {"invalid_transition", "player_banned", "room_locked", "replayed", "told of a gap", "replaced", "expired"}
     wanted |= {"closed 1000", "closed 1012", "closed 4503", "closed 4509", "closed 4510", "closed 1011", "log: a"}
     wanted |= {"over a line: server", "over a line: switch", "handed over by a thread"}
+    wanted |= {"acknowledged", "resumed at another instance", "stands still", "no answer: commit"}
     assert not wanted - seen
 
 
@@ -78,6 +94,7 @@ def test_a_seed_is_a_run(grain: str) -> None:
             simulate(seed)
         first, again, other = digest(7, grain=grain), digest(7, grain=grain), digest(8, grain=grain)
         assert digest(7, "switch", grain) == digest(7, "switch", grain)
+        assert digest(7, "sharing", grain) == digest(7, "sharing", grain)
     assert first == again != other
     for hash_seed in ("1", "2"):
         command = [sys.executable, "-m", "tests.simulation", "--seed", "7", "--grain", grain, "--digest"]

@@ -13,6 +13,7 @@ import roomkit.core.events
 import roomkit.manager
 import roomkit.room
 import roomkit.server.reactor
+import roomkit.sharing.node
 from roomkit.concurrency.rwlock import RWLock
 from roomkit.core.commands import Command
 from roomkit.core.events import Event
@@ -97,10 +98,10 @@ def inherit(room: Room, state: RoomState, bans: frozenset[str]) -> None:
     active().world.watch_inherit(room)
 
 
-def admit(manager: RoomManager, room: Room, owner: str | None) -> None:
+def admit(manager: RoomManager, room: Room, owner: str | None, new: bool = True) -> None:
     """``RoomManager._admit``: from here on the room can be found. What it is made for may be another by now."""
     active().world.dawdle()
-    _admit(manager, room, owner)
+    _admit(manager, room, owner, new)
     active().world.watch_admit(room)
 
 
@@ -142,6 +143,8 @@ def watched() -> Iterator[None]:
         (Reactor, "call", call),
         (roomkit.room, "RWLock", WatchedRWLock),
         (roomkit.manager, "random", roomkit.manager.random),  # a run puts a seeded one there
+        (roomkit.manager, "new_short_id", roomkit.manager.new_short_id),  # of instances, when they share rooms
+        (roomkit.sharing.node, "random", roomkit.sharing.node.random),
         (roomkit.server.reactor, "_MAX_ROUNDS", roomkit.server.reactor._MAX_ROUNDS),  # and here fewer
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]

@@ -395,10 +395,11 @@ def simulate(
     """One run; within ``patch.patched()``."""
     from .patch import is_traced
     from .scheduler import activate
+    from .sharing import SharedWorld
 
     scheduler = Scheduler(seed, grain=grain, traced=is_traced, record=record)
     activate(scheduler)
-    world = World(scheduler, scenario)
+    world = SharedWorld(scheduler, scenario) if scenario == "sharing" else World(scheduler, scenario)
     try:
         scheduler.run(world.run)
     finally:
