@@ -25,6 +25,9 @@ class Unsteady:
         calls: the names of all that came through.
     """
 
+    #: How long a caller waits for the store, beyond the lease: on a busy machine nothing is to run out by itself.
+    timeout = PATIENCE
+
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.down = False
