@@ -108,7 +108,8 @@ class Node:
     @property
     def running(self) -> bool:
         """Whether its thread is at work."""
-        return self._thread is not None
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
     def stats(self) -> dict[str, Any]:
         """How this instance is doing: at this moment, and counted since its start."""

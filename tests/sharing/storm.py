@@ -44,11 +44,9 @@ class Player(Story):
                 wire.wait(lambda it: it.messages or it.closes)
                 while not wire.closes and not self._storm.over.is_set():
                     self._send(room)
-                    time.sleep(0.001)
+                    self._storm.over.wait(0.001)
             except RoomkitError:
-                time.sleep(0.01)
-            if self._storm.over.is_set():
-                time.sleep(0.2)  # what is under way
+                self._storm.over.wait(0.01)
             messages = list(wire.messages)
             if messages:
                 self.take(messages[0]["data"], messages[1:])
@@ -115,7 +113,7 @@ class Storm:
         for _, backend in self._managers:
             backend.down = False
             backend.deaf.clear()
-        time.sleep(TTL)
+        self.over.wait(TTL)  # everybody plays again
         self.over.set()
         for player in self.players:
             player.thread.join(PATIENCE)
@@ -124,27 +122,28 @@ class Storm:
         return self
 
     def _fault(self) -> None:
+        """One fault for as long as it lasts."""
         rooms, backend = self._random.choice(self._managers)
         fault = self._random.choice(["cut off", "cut off", "deaf", "drain", "slow", "calm"])
         self.faults.append(fault)
         pause = self._random.uniform(0.1, 1.0) * 2 * TTL
         if fault == "cut off":
             backend.down = True
-            time.sleep(pause)
+            self.over.wait(pause)
             backend.down = False
         elif fault == "deaf":
             backend.deaf.update(("commit", "renew", "acquire"))
-            time.sleep(pause / 4)
+            self.over.wait(pause / 4)
             backend.deaf.clear()
         elif fault == "slow":  # its commit stands still, then acts: much too late, perhaps
             with backend.holding():
-                time.sleep(pause)
+                self.over.wait(pause)
         elif fault == "drain":
             self._managers.remove((rooms, backend))
             self._instance()
             rooms.shutdown(5.0, spread=0.0)
         else:
-            time.sleep(TTL / 4)
+            self.over.wait(TTL / 4)
 
     def violations(self) -> list[str]:
         """What must not be, in words."""

@@ -55,7 +55,7 @@ class WsPlayer(Story):
                     **self.known,
                 )
             except (OSError, HandshakeFailed, Closed):
-                time.sleep(0.02)
+                self._table.over.wait(0.02)  # before the next try
                 continue
             with client:
                 self._play(client)
@@ -80,10 +80,10 @@ class WsPlayer(Story):
                 if self.last_ack:
                     self.longest = max(self.longest, now - self.last_ack)
                 self.last_ack = now
-                time.sleep(0.02)
+                self._table.over.wait(0.02)  # no faster than a client may send
         except Closed as closed:
             self.codes.add(closed.code)
-            time.sleep(0.02)
+            self._table.over.wait(0.02)
         except (OSError, TimeoutError):  # frozen: its kernel goes on to take what is sent
             pass
 
@@ -217,11 +217,11 @@ def test_the_store_comes_back(own_server: ValkeyServer) -> None:
     try:
         table.play()
         own_server.kill()
-        time.sleep(TTL / 2)  # the time of the outage, not a wait for anything
+        table.over.wait(TTL / 2)  # the time of the outage, not a wait for anything
         own_server.start()
         table.goes_on()
         own_server.freeze()
-        time.sleep(2 * TTL)
+        table.over.wait(2 * TTL)  # and of this one
         own_server.thaw()
         table.goes_on()
         check(table)
