@@ -68,15 +68,17 @@ class Link:
 
     ``after_seq`` is at first that of the welcome's state; from then on only the broadcaster's thread moves it.
     ``ended``: its connection was closed by the room and gets nothing more; only the broadcaster's thread looks at it.
+    ``number``: of a shared room, which of its instance's connections it is; 0: nobody else asks.
     """
 
-    __slots__ = ("after_seq", "connection", "ended", "player_id")
+    __slots__ = ("after_seq", "connection", "ended", "number", "player_id")
 
-    def __init__(self, player_id: str, connection: Connection, after_seq: int) -> None:
+    def __init__(self, player_id: str, connection: Connection, after_seq: float, number: int = 0) -> None:
         self.player_id = player_id
         self.connection = connection
         self.after_seq = after_seq
         self.ended = False
+        self.number = number
 
 
 class SendTo(NamedTuple):

@@ -8,6 +8,7 @@ changed in place.
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -131,13 +132,19 @@ class Fanout:
 
     @property
     def connection_count(self) -> int:
-        """Live connections."""
-        return len(self._view)
+        """Live connections in this process."""
+        view = self._view
+        return len(view) if self._held is None else sum(link.after_seq != math.inf for link in view)
 
     @property
     def connections(self) -> dict[str, Connection]:
-        """Player id -> live connection."""
+        """Player id -> live connection, those at other instances included."""
         return {link.player_id: link.connection for link in self._view}
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._view or self._subscriptions)
 
     @property
     def has_threads(self) -> bool:
@@ -256,14 +263,21 @@ class Fanout:
         return True
 
     def attach_locked(
-        self, player_id: str, connection: Connection, seq: int, first: Callable[[], Sequence[bytes]], *, closed: bool
+        self,
+        player_id: str,
+        connection: Connection,
+        seq: int,
+        first: Callable[[], Sequence[bytes]],
+        *,
+        closed: bool,
+        number: int = 0,
     ) -> None:
         """Begin with ``first`` (a welcome that knows everything up to ``seq``), then what comes after ``seq``.
 
         Through the queue, so that it is in order with the events. A connection that the player had is closed. In a
         ``closed`` room nothing comes after: it is told what it missed, and closed like the others were.
         """
-        link = Link(player_id, connection, seq)
+        link = Link(player_id, connection, seq, number)
         older = self._links.get(player_id)
         if older is not None and older.connection is not connection:
             self.queue.put_control(CloseLink(older, CLOSE["replaced"], "a newer connection took the seat"))
@@ -271,8 +285,27 @@ class Fanout:
         if closed:
             self.queue.put_control(CloseLink(link, CLOSE["room_closed"], "the room is closed"))
         else:
-            self._links[player_id] = link
-            self._view = tuple(self._links.values())
+            self._put_link_locked(link)
+
+    def attach_remote_locked(self, player_id: str, connection: Connection, number: int) -> None:
+        """A connection that another instance has, and delivers to: here it is only known whose it is."""
+        older = self._links.get(player_id)
+        if older is not None:
+            self.queue.put_control(CloseLink(older, CLOSE["replaced"], "a newer connection took the seat"))
+        self._put_link_locked(Link(player_id, connection, math.inf, number))
+
+    def _put_link_locked(self, link: Link) -> None:
+        self._links[link.player_id] = link
+        self._view = tuple(self._links.values())
+
+    def links_locked(self) -> tuple[Link, ...]:
+        """Every player's (the read lock is enough)."""
+        return self._view
+
+    def replace_locked(self, link: Link) -> None:
+        """Another instance has a newer connection of this one's player."""
+        if self.detach_locked(link):
+            self.queue.put_control(CloseLink(link, CLOSE["replaced"], "a newer connection took the seat"))
 
     def announce_restart_locked(self, reason: Callable[[], str]) -> None:
         """Close every connection with 1012 (come back), after what is queued."""
@@ -321,9 +354,14 @@ class Fanout:
             self.broadcaster.wake()
 
     def abandon_locked(self, reason: str) -> None:
-        """Drop what is queued, which is not to be heard of, and close everybody's connection with 1012."""
-        self.queue.drain()
+        """Drop what is queued and not stored, which is not to be heard of, and close everybody's connection with 1012."""
         code = CLOSE["service_restart"]
+        if self._held is None:
+            self._links.clear()
+            self.queue.put_control(CloseAll(code, reason))
+            self.broadcaster.wake()
+            return
+        self.queue.drain()
         ends = [CloseLink(link, code, reason) for link in self._leaving]
         self._links.clear()
         self.release([Entry(item, 0) for item in (*ends, CloseAll(code, reason))], None)

@@ -42,6 +42,36 @@ class RoomPage(tuple[RoomState, ...]):
     next_cursor: str | None = None
 
 
+class Wanted(msgspec.Struct, frozen=True):
+    """What ``RoomManager.list_rooms`` is asked for; ``status``: any of these."""
+
+    status: tuple[str, ...] | None = None
+    has_space: bool | None = None
+    metadata: dict[str, Any] | None = None
+    include_private: bool = False
+    sort: str = "created_at"
+    limit: int | None = None
+    cursor: str | None = None
+
+    def page_of(self, states: Sequence[RoomState]) -> RoomPage:
+        """See make_page."""
+        return make_page(states, self.status, self.metadata, self.sort, self.limit, self.cursor)
+
+    def with_one_more(self) -> Wanted:
+        """So that whoever puts several pages together knows whether there is another."""
+        return self if self.limit is None else msgspec.structs.replace(self, limit=self.limit + 1)
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """What ``RoomManager.join_or_create`` is asked for."""
+
+    player_id: str
+    metadata: dict[str, Any] | None = None
+    options: dict[str, Any] = {}
+    name: str | None = None
+    reserve: bool = False
+
+
 def make_page(
     states: Sequence[RoomState],
     status: str | Iterable[str] | None,

@@ -20,6 +20,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from roomkit import forks
 from roomkit.backends.base import Backend, Instance
 from roomkit.broadcaster import BroadcasterFactory, ThreadBroadcaster
@@ -31,6 +33,7 @@ from roomkit.core.ids import check_id
 from roomkit.core.lifecycle import GAME, Lifecycle
 from roomkit.core.record import load, load_events
 from roomkit.core.snapshot import Player, RoomState
+from roomkit.core.state import RoomMachine
 from roomkit.errors import (
     InvalidMessage,
     InvalidRecord,
@@ -41,17 +44,18 @@ from roomkit.errors import (
     RoomNotFound,
     ShuttingDown,
 )
-from roomkit.listing import RoomPage, fits, make_page, unhurried
+from roomkit.listing import RoomPage, Wanted, Wish, fits, unhurried
 from roomkit.metrics import Tally
 from roomkit.reaper import Reaper
 from roomkit.room import Room
 from roomkit.runtime import Pressure, Runtime, new_secret, new_short_id
-from roomkit.sharing.journal import Storable
 from roomkit.sharing.node import Node
 from roomkit.sharing.room import SharedRoom
 
 log = logging.getLogger("roomkit.manager")
 
+_TOLD = frozenset(("max_players", "min_players", "owner"))  # wishes for a room that other instances are told
+_MOST_OFFERED = 20  # rooms that one instance offers another
 _RETRY = 1.0  # seconds until a room that was too busy to expire is looked at again
 
 
@@ -125,12 +129,19 @@ class RoomManager:
         self._passed: dict[str, tuple[Room, Pressure]] = {}  # watermarks to be told, by room
         self._last_sweep: dict[str, Any] = {"at": None, "due": 0, "taken_away": 0, "seconds": 0.0}
         self._forked = False
+        self._handlers: dict[str, Callable[[str, dict[str, Any]], Any]] = {
+            "transfer": self._serve_transfer,
+            "remove": self._serve_remove,
+            "list": self._serve_list,
+            "open_rooms": self._serve_open_rooms,
+            "join_or_create": self._serve_join_or_create,
+        }
         self._lifecycles = {known.name: known for known in (GAME, lifecycle, *lifecycles)}
         self._node: Node | None = None
         self._kind = Room if backend is None else SharedRoom
         if backend is not None:
             name = check_id(f"{instance}.{new_short_id()}", "an instance's name")
-            self._node = Node(backend, Instance(name, address), self, self.tally, clock)
+            self._node = Node(backend, Instance(name, address), self, self.tally, clock, self._handlers)
         forks.watch(self)
 
     def __enter__(self) -> RoomManager:
@@ -141,7 +152,7 @@ class RoomManager:
         self.shutdown()
 
     def __len__(self) -> int:
-        return len(self._rooms)
+        return self._count_locked()
 
     def __contains__(self, room_id: str) -> bool:
         return room_id in self._rooms
@@ -273,19 +284,24 @@ class RoomManager:
             raise ShuttingDown("the server is shutting down")
         if room_id is not None and room_id in self._rooms:
             raise RoomExists(f"there is already a room {room_id!r}")
-        if self.max_rooms and len(self._rooms) >= self.max_rooms:
+        if self.max_rooms and self._count_locked() >= self.max_rooms:
             self.tally.add("limited", "rooms")
             raise LimitExceeded(f"there are already {self.max_rooms} rooms")
         if self.max_rooms_per_owner and owner is not None and self._owned[owner] >= self.max_rooms_per_owner:
             self.tally.add("limited", "rooms_per_owner")
             raise LimitExceeded(f"{owner!r} already has {self.max_rooms_per_owner} rooms")
 
+    def _count_locked(self) -> int:
+        """Rooms, those that are only followed left out."""
+        return len(self._rooms) - (0 if self._node is None else len(self._node.following.rooms))
+
     def get_room(self, room_id: str) -> Room:
-        """The room with this id. Where instances share their rooms, and none of them goes on with it now, this one does
-        from now on; that waits for some answers of the store.
+        """The room with this id. Where instances share their rooms it may be another instance's: it is like any other,
+        but for ``Room.followed``. One that none of them goes on with is this one's from now on. To look for a room that
+        is not here yet waits for some answers of the store.
 
         Raises:
-            RoomNotFound: there is none. RoomBusy: it is another instance's. BackendUnavailable.
+            RoomNotFound: there is none. RoomBusy: too many look for it. BackendUnavailable.
         """
         room = self._rooms.get(room_id)  # a dict read is atomic
         if room is not None:
@@ -306,9 +322,10 @@ class RoomManager:
         return self._rooms.get(room_id)
 
     def rooms(self) -> tuple[Room, ...]:
-        """Every room at this moment, in the order of creation."""
+        """Every room at this moment, in the order of creation; where instances share them, those that are this one's."""
         with self._lock:
-            return tuple(self._rooms.values())
+            rooms = tuple(self._rooms.values())
+        return rooms if self._node is None else tuple([room for room in rooms if not room.followed])
 
     def list_rooms(
         self,
@@ -321,7 +338,7 @@ class RoomManager:
         limit: int | None = None,
         cursor: str | None = None,
     ) -> RoomPage:
-        """The rooms that fit, as states.
+        """The rooms that fit, as states; where instances share them, every instance's that answers within a second.
 
         Args:
             status: one or several. has_space: whether a new player could sit down now.
@@ -332,12 +349,29 @@ class RoomManager:
         Raises:
             InvalidMessage: an unknown sort, a negative limit, or a cursor that a listing with this sort did not give.
         """
+        wanted = Wanted(
+            None if status is None else (str(status),) if isinstance(status, str) else tuple(map(str, status)),
+            has_space,
+            None if metadata is None else dict(metadata),
+            include_private,
+            sort,
+            limit,
+            cursor,
+        )
+        if self._node is None:
+            return self._list(wanted)
+        states = [*self._list(wanted.with_one_more()), *self._node.elsewhere.list_rooms(wanted.with_one_more())]
+        return wanted.page_of(states)
+
+    def _list(self, wanted: Wanted) -> RoomPage:
+        """Of the rooms that are this process's."""
         states = []
         for room in self.rooms():
             state = room.get_state()
-            if (include_private or not state.private) and (has_space is None or is_open(room, state) is has_space):
+            fitting = wanted.has_space is None or is_open(room, state) is wanted.has_space
+            if fitting and (wanted.include_private or not state.private):
                 states.append(state)
-        return make_page(states, status, metadata, sort, limit, cursor)
+        return wanted.page_of(states)
 
     def join_or_create(
         self,
@@ -364,6 +398,36 @@ class RoomManager:
         check_id(player_id, "a player id")
         if self._shut_down:
             raise ShuttingDown("the server is shutting down")
+        if self._node is None or not _TOLD.issuperset(options):  # what is no JSON cannot be asked for elsewhere
+            return self._join_or_create(player_id, name, metadata, reserve, options)
+        elsewhere = self._node.elsewhere.open_rooms(player_id, metadata, options)
+        here = [key for key, _ in self.open_rooms(player_id, metadata, options)]
+        for key in sorted([*here, *elsewhere]):
+            try:
+                room = self.get_room(key[2])
+                return room, self._seat(room, player_id, name, reserve)
+            except (InvalidMessage, ShuttingDown):
+                raise
+            except RoomkitError:  # it filled up, closed or locked in the meantime: the next one
+                continue
+        # All with the same wish come to the same instance in the end, where they meet instead of making a room each.
+        wish = {"metadata": metadata, "options": options}
+        found = self._node.elsewhere.meet(wish, {**wish, "player_id": player_id, "name": name, "reserve": reserve})
+        if found is None:
+            return self._join_or_create(player_id, name, metadata, reserve, options)
+        room = self.get_room(found["room_id"])
+        player = room.get_state().get_player(player_id) or Player(player_id, found["name"])
+        return room, msgspec.structs.replace(player, token=found["token"])
+
+    def _join_or_create(
+        self,
+        player_id: str,
+        name: str | None,
+        metadata: Mapping[str, Any] | None,
+        reserve: bool,
+        options: Mapping[str, Any],
+    ) -> tuple[Room, Player]:
+        """Among the rooms that are this process's."""
         for _, room in self.open_rooms(player_id, metadata, options):
             try:
                 return room, self._seat(room, player_id, name, reserve)
@@ -371,10 +435,9 @@ class RoomManager:
                 raise
             except RoomkitError:  # it filled up, closed or locked in the meantime: the next one
                 continue
-        owner = options.get("owner")
         room = self._make_room(metadata=metadata, **options)
         player = self._seat(room, player_id, name, reserve)  # before anybody else can find it
-        self._publish(room, owner)
+        self._publish(room, options.get("owner"))
         return room, player
 
     def open_rooms(
@@ -404,7 +467,7 @@ class RoomManager:
         player_id: str | None = None,
         *,
         new_room_id: str | None = None,
-        answer: Callable[[Room], None] | None = None,
+        answer: Callable[[str], None] | None = None,
     ) -> Room:
         """Seat everybody of ``room`` in a new one with the same bounds, settings, bans and tokens (a rematch).
 
@@ -412,12 +475,17 @@ class RoomManager:
         given up after ``reconnect_grace``. The host stays host.
 
         Args:
-            answer: called with the new room, as :meth:`Room.submit` answers.
+            answer: called with the new room's id, as :meth:`Room.submit` answers.
 
         Raises:
             NotHost, PlayerNotFound, InvalidTransition (closed), RoomExists, LimitExceeded, ShuttingDown, RoomBusy: the
             old room is as it was and no new one is left.
         """
+        if isinstance(room, SharedRoom) and room.followed:
+            room_id = room.call_owner("transfer", {"player_id": player_id, "new_room_id": new_room_id})
+            if answer is not None:
+                room.when_stored(lambda: answer(room_id))
+            return self.get_room(room_id)
         with room.reading() as state:
             seats, bans = room.seats_locked(), room.bans_locked()
         with self._lock:
@@ -440,7 +508,7 @@ class RoomManager:
             if answer is None:
                 room.execute(c.Transfer(player_id, new.id))
             else:
-                room.submit(c.Transfer(player_id, new.id), lambda events: answer(new))
+                room.submit(c.Transfer(player_id, new.id), lambda seq: answer(new.id))
         except BaseException:
             new.execute(c.Close(None, "transfer failed", force=True))
             self._remove(new)
@@ -456,8 +524,46 @@ class RoomManager:
             RoomNotFound: there is none.
         """
         room = self.get_room(room_id)
+        if isinstance(room, SharedRoom) and room.followed:
+            room.call_owner("remove", {"reason": reason})
+            return
         room.execute(c.Close(None, reason, force=True))
         self._remove(room, wait=True)
+
+    # For other instances, which ask.
+
+    def _serve_transfer(self, room_id: str, data: dict[str, Any]) -> str:
+        room = self._own_room(room_id)
+        player_id, new_room_id = data.get("player_id"), data.get("new_room_id")
+        for given, what in ((player_id, "a player id"), (new_room_id, "a room id")):
+            if given is not None:
+                check_id(given, what)
+        return self.transfer(room, player_id, new_room_id=new_room_id).id
+
+    def _serve_remove(self, room_id: str, data: dict[str, Any]) -> None:
+        self._own_room(room_id)
+        self.remove_room(room_id, str(data.get("reason", "removed"))[:100])
+
+    def _serve_list(self, room_id: str, data: dict[str, Any]) -> list[Any]:
+        page = self._list(msgspec.convert(data, Wanted))
+        return [[state.to_dict(), state.created_at, state.started_at] for state in page]
+
+    def _serve_open_rooms(self, room_id: str, data: dict[str, Any]) -> list[Any]:
+        wish = msgspec.convert(data, Wish)
+        return [key for key, _ in self.open_rooms(wish.player_id, wish.metadata, wish.options)[:_MOST_OFFERED]]
+
+    def _serve_join_or_create(self, room_id: str, data: dict[str, Any]) -> dict[str, Any]:
+        wish = msgspec.convert(data, Wish)
+        check_id(wish.player_id, "a player id")
+        options = {key: value for key, value in wish.options.items() if key in _TOLD}
+        room, player = self._join_or_create(wish.player_id, wish.name, wish.metadata, wish.reserve, options)
+        return {"room_id": room.id, "name": player.name, "token": player.token}
+
+    def _own_room(self, room_id: str) -> Room:
+        room = self._rooms.get(room_id)
+        if room is None or room.followed:
+            raise RoomBusy(f"room {room_id!r} goes on at another instance; try again")
+        return room
 
     def _remove(self, room: Room, wait: bool = False) -> bool:
         """It has ended."""
@@ -487,7 +593,7 @@ class RoomManager:
 
     def revive(self, record: bytes, read: Callable[[str, int], Sequence[bytes]]) -> SharedRoom:
         """See sharing.node.Rooms."""
-        machine = load(record, self._lifecycles, self._clock(), self._runtime.wall_clock())
+        machine = self.machine_of(record)
         after = max(0, machine.seq - machine.config.history_size)
         try:
             history = load_events(read(machine.epoch, after), machine.seq)
@@ -496,14 +602,16 @@ class RoomManager:
             history = []
         return SharedRoom.from_machine(machine, history, self._runtime, self._broadcaster)
 
-    def take_over(self, room: Storable) -> None:
+    def machine_of(self, record: bytes) -> RoomMachine:
         """See sharing.node.Rooms."""
-        assert isinstance(room, SharedRoom)
+        return load(record, self._lifecycles, self._clock(), self._runtime.wall_clock())
+
+    def take_over(self, room: SharedRoom) -> None:
+        """See sharing.node.Rooms."""
         self._admit(room, None, new=False)
 
-    def lose(self, room: Storable) -> None:
+    def lose(self, room: SharedRoom) -> None:
         """See sharing.node.Rooms."""
-        assert isinstance(room, SharedRoom)
         self._drop(room)
 
     def cleanup(self) -> list[str]:

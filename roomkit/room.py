@@ -81,6 +81,8 @@ class Room:
 
     #: Whether instances share it: then what it does is told only once it is stored.
     shared = False
+    #: Whether another instance owns it: then this one follows it, and asks the owner for every change.
+    followed = False
 
     __slots__ = (
         "__weakref__",
@@ -449,7 +451,10 @@ class Room:
         epoch: str | None,
         seq: int | None,
         greeting: Mapping[str, Any] | None,
+        player: Player | None = None,
+        number: int = 0,
     ) -> Joined:
+        """``player``: with the seat's token, where the machine does not know it; ``number``: see Link."""
         machine = self._machine
         state = machine.snapshot()
         recovered: bool | None = None
@@ -457,12 +462,14 @@ class Room:
         if epoch is not None and seq is not None:
             replay = self._history.since(seq) if epoch == machine.epoch else None
             recovered = replay is not None
-        player = self._view_with_token_locked(player_id)
+        if player is None:
+            player = self._view_with_token_locked(player_id)
+        token = player.token
 
         def welcome() -> dict[str, Any]:
             return {
                 "player_id": player_id,
-                "token": player.token,
+                "token": token,
                 "epoch": state.epoch,
                 "seq": state.seq,
                 "recovered": recovered,
@@ -472,7 +479,7 @@ class Room:
             }
 
         first = welcome_messages(welcome, replay)
-        self._fanout.attach_locked(player_id, connection, machine.seq, first, closed=machine.closed)
+        self._fanout.attach_locked(player_id, connection, machine.seq, first, closed=machine.closed, number=number)
         return Joined(player, state, recovered)
 
     def remove_connection(self, player_id: str, connection: Connection | None = None) -> bool:
@@ -623,17 +630,56 @@ class Room:
             runtime.schedule(self, deadline)
         return events
 
-    def submit(self, command: c.Command, answer: Callable[[list[Event]], None]) -> None:
-        """Carry out a command, and have ``answer(events)`` called on this thread.
+    def submit(
+        self,
+        command: c.Command,
+        answer: Callable[[int], None] | None = None,
+        refuse: Callable[[RoomkitError], None] | None = None,
+    ) -> None:
+        """Carry out a command, and have ``answer(seq)`` called on this thread: with the seq of its last event, or the
+        room's when it had none.
 
         Of a room that instances share the answer comes later, by the thread that delivers its events, after this
         change's own; and not at all when the room goes on elsewhere before it is stored: then its connections are
-        closed with 1012.
+        closed with 1012. Where another instance owns the room its refusal comes as ``refuse(error)`` in the same way;
+        ``BackendUnavailable`` among them means that the change may have been carried out or not.
 
         Raises:
-            RoomkitError: as the command's handler says; nothing changed, ``answer`` is not called.
+            RoomkitError: as the command's handler says; nothing changed, neither is called.
         """
-        answer(self.execute(command))
+        events = self.execute(command)
+        if answer is not None:
+            answer(events[-1].seq if events else self._machine.seq)
+
+    def submit_join(
+        self,
+        player_id: str,
+        connection: Connection,
+        refuse: Callable[[RoomkitError], None],
+        *,
+        name: str | None = None,
+        token: str | None = None,
+        password: str | None = None,
+        epoch: str | None = None,
+        seq: int | None = None,
+        greeting: Mapping[str, Any] | None = None,
+    ) -> None:
+        """:meth:`join` with a connection, without waiting for another instance: why not comes as ``refuse(error)``, at
+        once or, where another instance owns the room, by the thread that delivers its events.
+        """
+        try:
+            self.join(
+                player_id,
+                connection,
+                name=name,
+                token=token,
+                password=password,
+                epoch=epoch,
+                seq=seq,
+                greeting=greeting,
+            )
+        except RoomkitError as error:
+            refuse(error)
 
     def when_stored(self, tell: Callable[[], None]) -> None:
         """Call ``tell()``. Of a room that instances share it is called as :meth:`submit` answers, once all that the

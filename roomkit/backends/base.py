@@ -15,6 +15,10 @@ An *instance* is a process that serves rooms. A *scope* is what is owned as a wh
    reason to make one.
 5. **Cursors.** Events are kept in the order of their seq. ``read(room, epoch, after)`` gives all that follow ``after``,
    or says that some of them are gone; never a part of them as if it were all.
+6. **Hearing.** Who follows a room hears each of its commits that has events, once and in their order, as long as its
+   connection to the store lasts; where something may have been missed, it is told so (``hear_again``). Letters reach
+   whoever listens under the name then, those of one sender in their order, each at most once. Nothing is built on
+   hearing but speed: what was missed is in the log, and a letter that got no answer is known by that.
 
 An instance stops by itself to act as owner at ``Lease.until``, by its own monotonic clock, which it began to count
 before it asked: so the store never ends a lease before its owner has.
@@ -73,6 +77,19 @@ class Stored(NamedTuple):
     token: int
 
 
+class Acted(NamedTuple):
+    """A command of another instance that was carried out in a commit.
+
+    Attributes:
+        id: the command's, 1 to 200 characters.
+        first, last: the seqs of the events that it caused, from the first to the last.
+    """
+
+    id: str
+    first: int
+    last: int
+
+
 class Commit(NamedTuple):
     """One step of a room: everything that it did since its last one.
 
@@ -82,6 +99,7 @@ class Commit(NamedTuple):
         revision: 1 for a new room, afterwards one more than the last commit's.
         record: its whole state; None: the room is taken away, with its events.
         events: each as JSON, the last has the position's seq and the others those before it. A commit may have none.
+        acted: the commands of other instances that caused some of the events; kept with them for as long as they are.
     """
 
     lease: Lease
@@ -90,13 +108,63 @@ class Commit(NamedTuple):
     revision: int
     record: bytes | None
     events: Sequence[bytes] = ()
+    acted: Sequence[Acted] = ()
 
 
 class Events(NamedTuple):
-    """Events of a room in the order of their seq, which begin with ``first``: each as JSON."""
+    """Events of a room in the order of their seq, which begin with ``first``: each as JSON. ``acted``: the commands
+    all of whose events are among them.
+    """
 
     first: int
     events: tuple[bytes, ...]
+    acted: tuple[Acted, ...] = ()
+
+
+class Listener(Protocol):
+    """Who hears. It is called by the backend's own threads (in memory: by a thread that commits or sends), under no
+    lock, one call at a time for each connection to the store; it must be quick and never block. What it raises is
+    logged, and hearing goes on.
+    """
+
+    def hear_events(self, room_id: str, epoch: str, events: Events) -> None:
+        """A commit of a room that is followed, in the order of commits. One that restores a room may tell events again
+        that were heard before.
+        """
+
+    def hear_letter(self, body: bytes) -> None:
+        """Somebody sent this to the name that is listened to: whoever can reach the store can send anything."""
+
+    def hear_again(self) -> None:
+        """The connection to the store, or to one of its nodes, was lost and is there again, or something was heard that
+        made no sense: what was said in between was missed. Also when it is there for the first time.
+        """
+
+
+class Ear(Protocol):
+    """What an instance hears with; made by :meth:`Backend.listen`.
+
+    Thread safety: full.
+    """
+
+    def follow(self, room_ids: Sequence[str]) -> None:
+        """Hear these rooms as well. When this returns, every later commit of theirs that has events is heard, until the
+        connection is lost. A room that is followed already stays so.
+
+        Blocks for at most ``timeout`` seconds. Not to be called by a listener.
+
+        Raises:
+            BackendUnavailable: it is not confirmed; they are heard as soon as the connection is there again, after
+                ``hear_again``. Or this, or the backend, is closed.
+        """
+
+    def unfollow(self, room_ids: Sequence[str]) -> None:
+        """Hear them no more, after what is under way. Never waits for the store."""
+
+    def close(self, timeout: float) -> bool:
+        """Hear nothing more. Waits at most so many seconds for its threads; whether they have ended. A second call
+        waits again.
+        """
 
 
 class Backend(Protocol):
@@ -183,5 +251,22 @@ class Backend(Protocol):
             None: there is no such room in this epoch, ``after`` is ahead of it, or not all of them are there any more.
         """
 
+    # Hearing.
+
+    def listen(self, name: str, listener: Listener) -> Ear:
+        """Hear the letters to this instance, and the rooms that the ear is then told to follow.
+
+        Never fails and never waits: where the store is absent it is tried again and again, by threads named
+        ``roomkit-feed-N``, which end with the ear or the backend. Several may listen under one name: all of them hear.
+        """
+
+    def send(self, letters: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Letters, each to the name of an instance, in this order for each. For each: whether somebody listens under
+        that name now. A letter may be lost with a connection on either side, and is never heard twice.
+        """
+
+    def look(self, room_id: str) -> Stored | None:
+        """The room as it was committed last, or None: for one who does not own it."""
+
     def close(self) -> None:
-        """Let go of the connections. The leases stay until they end."""
+        """Let go of the connections and end what listens. The leases stay until they end."""

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 
-from roomkit.backends.base import REMEMBERED, Commit, Events, Held, Instance, Lease, Outcome, Position, Stored
+from roomkit.backends.base import (
+    REMEMBERED,
+    Acted,
+    Commit,
+    Ear,
+    Events,
+    Held,
+    Instance,
+    Lease,
+    Listener,
+    Outcome,
+    Position,
+    Stored,
+)
+from roomkit.errors import BackendUnavailable
+
+log = logging.getLogger("roomkit.backends.memory")
 
 
 class _Scope:
@@ -19,7 +37,7 @@ class _Scope:
 
 
 class _Room:
-    __slots__ = ("events", "position", "record", "revision", "token")
+    __slots__ = ("acted", "events", "position", "record", "revision", "token")
 
     def __init__(self, record: bytes, position: Position, revision: int, token: int) -> None:
         self.record = record
@@ -27,6 +45,7 @@ class _Room:
         self.revision = revision
         self.token = token
         self.events: list[bytes] = []  # the last has the position's seq
+        self.acted: list[Acted] = []  # in the order of their last events
 
 
 class MemoryStore:
@@ -47,6 +66,86 @@ class MemoryStore:
         self.held: dict[str, set[str]] = {}  # instance -> what it acquired and did not release
         self.rooms: dict[str, _Room] = {}
         self.taken_away: dict[str, float] = {}  # when; in this order
+        self.ears: dict[str, list[_MemoryEar]] = {}  # by the name that they listen to
+        self.followers: dict[str, list[_MemoryEar]] = {}  # by room
+
+
+class _MemoryEar:
+    """See ``base.Ear``. What is said waits in a queue, in the order in which it was said under the store's lock; the
+    thread that said it hands it to the listener afterwards, or leaves it to the one that is at it.
+    """
+
+    def __init__(self, backend: MemoryBackend, store: MemoryStore, name: str, listener: Listener) -> None:
+        self.backend = backend
+        self._store = store
+        self._name = name
+        self._listener = listener
+        # Guarded by the store's lock:
+        self._closed = False
+        self._queue: deque[tuple[str, str, Events] | bytes] = deque()
+        self._is_speaking = False
+        with store.lock:
+            store.ears.setdefault(name, []).append(self)
+
+    def say_locked(self, what: tuple[str, str, Events] | bytes) -> None:
+        """To be spoken: a commit's room, epoch and events, or a letter."""
+        self._queue.append(what)
+
+    def speak(self) -> None:
+        """Hand over what was said, unless another thread does."""
+        with self._store.lock:
+            if self._is_speaking:
+                return
+            self._is_speaking = True
+        while True:
+            with self._store.lock:
+                if not self._queue:
+                    self._is_speaking = False
+                    return
+                what = self._queue.popleft()
+            try:
+                if isinstance(what, bytes):
+                    self._listener.hear_letter(what)
+                else:
+                    self._listener.hear_events(*what)
+            except Exception:
+                log.exception("a listener failed")
+
+    def follow(self, room_ids: Sequence[str]) -> None:
+        """See Ear."""
+        with self._store.lock:
+            if self._closed:
+                raise BackendUnavailable("the ear is closed")
+            for room_id in room_ids:
+                followers = self._store.followers.setdefault(room_id, [])
+                if self not in followers:
+                    followers.append(self)
+
+    def unfollow(self, room_ids: Sequence[str]) -> None:
+        """See Ear."""
+        with self._store.lock:
+            self._unfollow_locked(room_ids)
+
+    def _unfollow_locked(self, room_ids: Iterable[str]) -> None:
+        for room_id in room_ids:
+            _remove(self._store.followers, room_id, self)
+
+    def close(self, timeout: float) -> bool:
+        """See Ear. It has no threads."""
+        with self._store.lock:
+            self._closed = True
+            self._queue.clear()
+            _remove(self._store.ears, self._name, self)
+            self._unfollow_locked([room_id for room_id, ears in self._store.followers.items() if self in ears])
+        return True
+
+
+def _remove(ears: dict[str, list[_MemoryEar]], key: str, ear: _MemoryEar) -> None:
+    among = ears.get(key, [])
+    if ear in among:
+        among.remove(ear)
+        if not among:
+            del ears[key]
 
 
 class MemoryBackend:
@@ -167,19 +266,43 @@ class MemoryBackend:
 
     def open(self, lease: Lease, room_id: str) -> Stored | None:
         """See Backend."""
+        return self.look(room_id)
+
+    def look(self, room_id: str) -> Stored | None:
+        """See Backend."""
         with self._store.lock:
             room = self._store.rooms.get(room_id)
             return None if room is None else Stored(room.record, room.position, room.revision, room.token)
 
     def commit(self, commits: Sequence[Commit]) -> list[Outcome]:
         """See Backend."""
-        with self._store.lock:
-            return [self._commit_locked(step, restore=False) for step in commits]
+        return self._commit(commits, restore=False)
 
     def restore(self, commits: Sequence[Commit]) -> list[Outcome]:
         """See Backend."""
+        return self._commit(commits, restore=True)
+
+    def _commit(self, commits: Sequence[Commit], restore: bool) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        told: dict[_MemoryEar, None] = {}
         with self._store.lock:
-            return [self._commit_locked(step, restore=True) for step in commits]
+            for step in commits:
+                before = self._seq_locked(step)
+                outcomes.append(self._commit_locked(step, restore))
+                if step.events and self._seq_locked(step) > before:  # it was told before, else
+                    first = step.position.seq - len(step.events) + 1
+                    events = Events(first, tuple(step.events), tuple(step.acted))
+                    for ear in self._store.followers.get(step.room_id, ()):
+                        ear.say_locked((step.room_id, step.position.epoch, events))
+                        told[ear] = None
+        for ear in told:
+            ear.speak()
+        return outcomes
+
+    def _seq_locked(self, step: Commit) -> int:
+        """How far the room is in the commit's epoch."""
+        room = self._store.rooms.get(step.room_id)
+        return 0 if room is None or room.position.epoch != step.position.epoch else room.position.seq
 
     def _commit_locked(self, step: Commit, restore: bool) -> Outcome:
         if not self._is_current_locked(step.lease):
@@ -207,6 +330,10 @@ class MemoryBackend:
             room.events.clear()  # rather than a hole
         room.events += step.events[max(0, -known) :]
         del room.events[: max(0, len(room.events) - self._store.log_size)]
+        first = step.position.seq - len(room.events) + 1
+        room.acted += [one for one in step.acted if one.last > room.position.seq]
+        while room.acted and room.acted[0].first < first:
+            del room.acted[0]
         room.record, room.position, room.revision = step.record, step.position, step.revision
         room.token = step.lease.token
         return "committed"
@@ -235,7 +362,35 @@ class MemoryBackend:
             if missing < 0 or missing > len(room.events):
                 return None
             begin = len(room.events) - missing
-            return Events(after + 1, tuple(room.events[begin : begin + limit]))
+            events = tuple(room.events[begin : begin + limit])
+            last = after + len(events)
+            acted = tuple(one for one in room.acted if one.first > after and one.last <= last)
+            return Events(after + 1, events, acted)
+
+    # Hearing.
+
+    def listen(self, name: str, listener: Listener) -> Ear:
+        """See Backend."""
+        return _MemoryEar(self, self._store, name, listener)
+
+    def send(self, letters: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """See Backend."""
+        heard: list[bool] = []
+        told: dict[_MemoryEar, None] = {}
+        with self._store.lock:
+            for name, body in letters:
+                ears = self._store.ears.get(name, ())
+                heard.append(bool(ears))
+                for ear in ears:
+                    ear.say_locked(bytes(body))
+                    told[ear] = None
+        for ear in told:
+            ear.speak()
+        return heard
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """See Backend."""
+        with self._store.lock:
+            ears = [ear for among in self._store.ears.values() for ear in among if ear.backend is self]
+        for ear in ears:
+            ear.close(0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -25,7 +26,9 @@ VERSION = 1
 
 
 class SeatRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A seat. ``kept_until``: Unix seconds; None: not given up by itself."""
+    """A seat. ``kept_until``: Unix seconds; None: not given up by itself. ``at``: the instance that has its connection,
+    if that is not the owner, with the connection's number there.
+    """
 
     id: str
     name: str
@@ -34,6 +37,7 @@ class SeatRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     ready: bool = False
     connected: bool = False
     kept_until: float | None = None
+    at: tuple[str, int] | None = None
 
 
 class RoomRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -77,8 +81,11 @@ _MAX_CONFIGS = 64
 _MAX_TOKEN = 256
 
 
-def dump(machine: RoomMachine, now: float, at: float) -> bytes:
-    """The machine as JSON. ``now``, ``at``: this moment, monotonic and Unix seconds.
+def dump(
+    machine: RoomMachine, now: float, at: float, elsewhere: Mapping[str, tuple[str, int]] = MappingProxyType({})
+) -> bytes:
+    """The machine as JSON. ``now``, ``at``: this moment, monotonic and Unix seconds. ``elsewhere``: where players are
+    connected, who are not here (see SeatRecord).
 
     Thread safety: the caller holds the machine's lock.
     """
@@ -98,6 +105,7 @@ def dump(machine: RoomMachine, now: float, at: float) -> bytes:
             seat.ready,
             seat.connected,
             None if seat.kept_until is None or seat.kept_until == math.inf else seat.kept_until + shift,
+            elsewhere.get(seat.id),
         )
         for seat in machine.seats.values()
     ]
@@ -145,6 +153,15 @@ def load(data: bytes, lifecycles: Mapping[str, Lifecycle], now: float, at: float
         return _machine(_decode(data), lifecycles, now - at)
     except (ValueError, RecursionError, OverflowError) as error:  # msgspec's and roomkit's own are ValueErrors
         raise InvalidRecord(f"what is stored is no room: {error}") from None
+
+
+def load_elsewhere(data: bytes) -> dict[str, tuple[str, int]]:
+    """Where players of a room that was dumped were connected (see ``dump``). Raises InvalidRecord."""
+    try:
+        seats = _decode(data).seats
+    except (ValueError, RecursionError) as error:
+        raise InvalidRecord(f"what is stored is no room: {error}") from None
+    return {seat.id: seat.at for seat in seats if seat.at is not None}
 
 
 def load_events(data: Sequence[bytes], last: int) -> list[Event]:

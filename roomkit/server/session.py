@@ -15,7 +15,7 @@ import msgspec
 
 from roomkit.concurrency.worker import PoolFull
 from roomkit.core import commands as c
-from roomkit.core.events import Event, encode_json, rfc3339
+from roomkit.core.events import encode_json, rfc3339
 from roomkit.errors import CLOSE, InvalidMessage, InvalidTransition, RoomBusy, RoomkitError, close_code_for, close_name
 from roomkit.room import Room
 from roomkit.server import messages as m
@@ -64,22 +64,23 @@ class RoomSession:
         self._connection = connection
         request = self._request
         self._joined = True  # also where the server fails in the middle of it: on_close() gives back what was taken
-        try:
-            self.room.join(
-                request.player_id,
-                connection,
-                name=request.name,
-                token=request.token,
-                password=request.password,
-                epoch=request.epoch,
-                seq=request.seq,
-                greeting=self._server.greeting,
-            )
-        except RoomkitError as error:
-            self._joined = False
-            code = close_code_for(error)
-            self._server.tally.add("refused_joins", close_name(code))
-            connection.close(code, str(error))
+        self.room.submit_join(
+            request.player_id,
+            connection,
+            self._not_let_in,
+            name=request.name,
+            token=request.token,
+            password=request.password,
+            epoch=request.epoch,
+            seq=request.seq,
+            greeting=self._server.greeting,
+        )
+
+    def _not_let_in(self, error: RoomkitError) -> None:
+        self._joined = False
+        code = close_code_for(error)
+        self._server.tally.add("refused_joins", close_name(code))
+        self._connection.close(code, str(error))
 
     def on_close(self, code: int, reason: str) -> None:
         """See websocket.Session: a lost connection is not a leave."""
@@ -118,12 +119,14 @@ class RoomSession:
 
     def _run(self, message_id: str | None, command: c.Command) -> None:
         room = self.room
-        if message_id is None:
+        if room.shared:
+            answer = None if message_id is None else partial(self._ack, message_id)
+            room.submit(command, answer, partial(self._refuse, message_id))
+        elif message_id is None:
             room.execute(command, wait=False)
-        elif room.shared:
-            room.submit(command, partial(self._ack, message_id))
         else:
-            self._ack(message_id, room.execute(command))
+            events = room.execute(command)
+            self._ack(message_id, events[-1].seq if events else room.get_state().seq)
 
     def _ready(self, message: m.Ready) -> None:
         self._run(message.id, c.SetPlayerReady(self.player_id, message.data.ready))
@@ -168,9 +171,9 @@ class RoomSession:
         def transfer() -> None:
             self._server.rooms.transfer(self.room, self.player_id, answer=answer)
 
-        def answer(new: Room) -> None:
+        def answer(room_id: str) -> None:
             if message.id is not None:
-                self._reply_ack(message.id, {"seq": self.room.get_state().seq, "room_id": new.id})
+                self._reply_ack(message.id, {"seq": self.room.get_state().seq, "room_id": room_id})
 
         if not self.room.shared:
             transfer()
@@ -204,8 +207,7 @@ class RoomSession:
 
     # Answers.
 
-    def _ack(self, message_id: str, events: list[Event]) -> None:
-        seq = events[-1].seq if events else self.room.get_state().seq
+    def _ack(self, message_id: str, seq: int) -> None:
         self._reply_ack(message_id, {"seq": seq})
 
     def _reply_ack(self, message_id: str | None, data: dict[str, Any]) -> None:

@@ -9,12 +9,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from roomkit.backends.base import Lease, Position
+from roomkit.backends.base import Acted, Lease, Position
 from roomkit.concurrency.eventqueue import Entry, Gap
 from roomkit.core.events import Event
 from roomkit.errors import BackendUnavailable, RoomBusy, RoomkitError
+
+if TYPE_CHECKING:
+    from roomkit.sharing.room import SharedRoom
+
+_REMEMBERED = 5000  # commands of other instances; one is asked again only until its answer is there
+
+
+class Waits(Protocol):
+    """Whoever is to be told what became of an operation, by the thread that stores, under no lock."""
+
+    def settle(self, stored: bool) -> None:
+        """It is stored; or nobody will ever know. Must be quick."""
 
 
 class Waiter:
@@ -52,49 +64,18 @@ class Step(NamedTuple):
     record: bytes | None
     position: Position
     events: Sequence[Event]
+    acted: Sequence[Acted]
     entries: list[Entry]
     trailing: Gap | None
-    waiters: Sequence[Waiter]
-
-
-class Storable(Protocol):
-    """A room, as whoever stores it sees it."""
-
-    id: str
-
-    def share(self, journal: Journal) -> Step:
-        """From now on nothing leaves it before it is stored; its first step."""
-
-    def disconnect_all(self) -> None:
-        """Nobody is connected here to a room that was another instance's: every seat begins its grace. Before anybody
-        else knows the room, whatever became of its lease; it is for the caller to mark it.
-        """
-
-    def take_step(self, timeout: float, whole: bool) -> Step:
-        """What it did since the last one; ``whole``: with its record also when it did nothing.
-
-        Raises:
-            RoomBusy: its lock was not to be had in so many seconds; nothing was taken.
-        """
-
-    def release_step(self, step: Step) -> None:
-        """It is stored: deliver it."""
-
-    def known_events(self, seq: int) -> list[Event]:
-        """Those up to ``seq`` that it still has, without a hole."""
-
-    def abandon(self, timeout: float, reason: str) -> list[Waiter]:
-        """It goes on elsewhere: close its connections with 1012, deliver nothing more. Who waits for a step of it.
-
-        Raises:
-            RoomBusy: its lock was not to be had in so many seconds; from now on it refuses operations all the same.
-        """
+    waiters: Sequence[Waits]
 
 
 class Journal:
     """See the module.
 
     Attributes:
+        acted: what was carried out for other instances, by the command's id: the last ones, oldest first. Guarded by
+            the room's write lock.
         room: None once it is not this instance's any more.
         lease: replaced as a whole by the thread that stores; read by any.
         revision: of the last step that is stored. step: the one under way. doubted: whether the store may have lost
@@ -106,10 +87,12 @@ class Journal:
     """
 
     __slots__ = (
+        "_acted",
         "_clock",
         "_events",
         "_mark",
         "_waiters",
+        "acted",
         "changed",
         "doubted",
         "lease",
@@ -124,14 +107,14 @@ class Journal:
 
     def __init__(
         self,
-        room: Storable,
+        room: SharedRoom,
         lease: Lease,
         revision: int,
         mark: Callable[[Journal], None],
         patience: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.room: Storable | None = room
+        self.room: SharedRoom | None = room
         self.lease = lease
         self.revision = revision
         self.patience = patience  # seconds for which an operation waits to be stored
@@ -144,8 +127,10 @@ class Journal:
         self._clock = clock
         # Guarded by the room's write lock:
         self.changed = False
+        self.acted: dict[str, Acted] = {}
+        self._acted: list[Acted] = []  # since the last step
         self._events: list[Event] = []
-        self._waiters: list[Waiter] = []
+        self._waiters: list[Waits] = []
 
     def check(self) -> None:
         """Before an operation begins.
@@ -163,23 +148,32 @@ class Journal:
         """The room has something to store, or to deliver. Never blocks; under no lock."""
         self._mark(self)
 
-    def note_locked(self, events: Sequence[Event], wait: bool) -> Waiter | None:
-        """The room may have changed; who is to be told when that is stored, if anybody wants to ``wait``."""
+    def note_locked(self, events: Sequence[Event], waits: Waits | None = None, command_id: str = "") -> None:
+        """The room may have changed; who is to be told when that is stored, and by which command of another instance it
+        was.
+        """
         self.changed = True
         try:
             self._events += events
-            if not wait:
-                return None
-            waiter = Waiter()
-            self._waiters.append(waiter)
+            if waits is not None:
+                self._waiters.append(waits)
+            if command_id and events:
+                acted = Acted(command_id, events[0].seq, events[-1].seq)
+                self._acted.append(acted)
+                self.remember_locked(acted)
         except MemoryError:  # the change stands. Rather none of the events than a hole; who follows begins anew
             self._events = []
-            return None
-        return waiter
+            self._acted = []
 
-    def take_locked(self, seq: int) -> tuple[list[Event], list[Waiter]]:
+    def remember_locked(self, acted: Acted) -> None:
+        """A command that is not to be carried out again."""
+        self.acted[acted.id] = acted
+        if len(self.acted) > _REMEMBERED:
+            del self.acted[next(iter(self.acted))]
+
+    def take_locked(self, seq: int) -> tuple[list[Event], list[Acted], list[Waits]]:
         """What the next step is to hold, which ends with ``seq``."""
-        events, waiters = self._events, self._waiters
-        self.changed, self._events, self._waiters = False, [], []
+        events, acted, waiters = self._events, self._acted, self._waiters
+        self.changed, self._events, self._acted, self._waiters = False, [], [], []
         whole = not events or (events[-1].seq == seq and events[-1].seq - events[0].seq == len(events) - 1)
-        return (events if whole else []), waiters
+        return (events, acted, waiters) if whole else ([], [], waiters)

@@ -1,5 +1,5 @@
 """Node: an instance's part in sharing rooms. It owns rooms by leases, stores what they do, and goes on with the rooms
-of instances that are gone.
+of instances that are gone. Rooms that others own it follows (``sharing.following``).
 
 How an operation on a shared room goes::
 
@@ -18,17 +18,26 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
-from roomkit.backends.base import REMEMBERED, Backend, Commit, Held, Instance, Lease, Position, Stored
+from roomkit.backends.base import REMEMBERED, Acted, Backend, Commit, Held, Instance, Lease, Position, Stored
 from roomkit.core.events import encode_json
+from roomkit.core.record import load_elsewhere
+from roomkit.core.state import RoomMachine
 from roomkit.errors import BackendUnavailable, InvalidRecord, RoomBusy, RoomExists, RoomNotFound, ShuttingDown
 from roomkit.metrics import Tally
-from roomkit.sharing.journal import Journal, Step, Storable
+from roomkit.sharing.desk import Desk, Handlers
+from roomkit.sharing.elsewhere import Elsewhere
+from roomkit.sharing.following import Following
+from roomkit.sharing.journal import Journal, Step
+from roomkit.sharing.letters import Any_, Present
+from roomkit.sharing.room import SharedRoom
 
 log = logging.getLogger("roomkit.sharing")
 
@@ -38,6 +47,7 @@ _SCAN = 0.5  # seconds between two looks for rooms that instances left behind
 _PAUSE = 0.05  # seconds until a store that did not answer, or a room that was locked, is tried again
 _LONGEST = 60.0  # seconds of sleep
 _LOCK = 0.002  # seconds for which one room's lock may hold up all the others
+_LAST = 1000  # events whose commands are not carried out again
 _GIVE_UP = 5.0  # seconds for which somebody else's opening of the same room is waited for
 
 
@@ -49,19 +59,30 @@ COUNTERS = {
     "rooms_lost": "Shared rooms that went on at another instance",
     "rooms_restored": "Shared rooms that the store had lost and was given again",
     "unreadable_rooms": "Shared rooms whose record could not be read",
+    "rooms_followed": "Rooms of other instances that connections here were for",
+    "follows_broken_off": "Rooms that could not be followed further; their connections were told to come back",
+    "forwards_served": "Operations that other instances' players asked for",
+    "forwards_sent_again": "Operations that were asked of a room's owner again, since no answer came",
+    "gap_fills": "Times that events which were not heard were read from the log",
+    "events_filled": "Events that were not heard and were read from the log",
+    "letters_sent": "Bodies of letters that were sent to other instances",
+    "letters_left_out": "Letters that made no sense, or for which there was no place",
 }
 
 
 class Rooms(Protocol):
     """The manager, as the node sees it. Called without any lock."""
 
-    def revive(self, record: bytes, read: Callable[[str, int], Sequence[bytes]]) -> Storable:
+    def revive(self, record: bytes, read: Callable[[str, int], Sequence[bytes]]) -> SharedRoom:
         """The room of a record; ``read(epoch, after)`` gives its events. Raises InvalidRecord."""
 
-    def take_over(self, room: Storable) -> None:
-        """A room that was revived is this instance's: let it be found."""
+    def machine_of(self, record: bytes) -> RoomMachine:
+        """The machine of a record. Raises InvalidRecord."""
 
-    def lose(self, room: Storable) -> None:
+    def take_over(self, room: SharedRoom) -> None:
+        """A room is this instance's, or followed by it: let it be found. Raises ShuttingDown."""
+
+    def lose(self, room: SharedRoom) -> None:
         """A room went on elsewhere: it cannot be found here any more."""
 
 
@@ -82,6 +103,7 @@ class Node:
         rooms: Rooms,
         tally: Tally,
         clock: Callable[[], float] = time.monotonic,
+        handlers: Handlers = MappingProxyType({}),
     ) -> None:
         self.instance = instance
         self.reachable = True  # whether the store answered last
@@ -90,6 +112,12 @@ class Node:
         self._tally = tally
         self._clock = clock
         self._condition = threading.Condition(threading.Lock())
+        self.following = Following(
+            backend, instance.name, rooms, tally, clock, self._wake, self._take, self._owned, self._claim_soon
+        )
+        self.elsewhere = Elsewhere(backend, self.following)
+        self._desk = Desk(self.following, self._owned, handlers, tally)
+        self._alive: frozenset[str] = frozenset()  # the other instances, when it was last looked
         # Guarded by _condition:
         self._thread: threading.Thread | None = None
         self._stop_by: float | None = None  # the moment by which to have ended
@@ -101,21 +129,34 @@ class Node:
         # The thread's own:
         self._locked: list[Journal] = []  # to be looked at again
         self._retry_at = 0.0
+        self._again = False  # whether a room that is followed was locked
         self._gave_up = False  # whether something was not stored in the end
         self._renew_at = 0.0
         self._scan_at = 0.0
 
     @property
     def running(self) -> bool:
-        """Whether its thread is at work."""
+        """Whether its threads are at work."""
         thread = self._thread
-        return thread is not None and thread.is_alive()
+        return self._desk.running or (thread is not None and thread.is_alive())
+
+    def _wake(self) -> None:
+        with self._condition:
+            self._condition.notify_all()
+
+    def _take(self, letter: Any_) -> None:
+        self._desk.take(letter)
+
+    def _owned(self, room_id: str) -> SharedRoom | None:
+        journal = self._journals.get(room_id)
+        return None if journal is None else journal.room
 
     def stats(self) -> dict[str, Any]:
         """How this instance is doing: at this moment, and counted since its start."""
         return {
             "instance": self.instance.name,
             "owned_rooms": len(self._journals),
+            "followed_rooms": len(self.following.rooms),
             "store_answers": self.reachable,
             **{name: self._tally.get(name) for name in COUNTERS},
         }
@@ -131,8 +172,13 @@ class Node:
                 thread = threading.Thread(target=self._run, name="roomkit-store", daemon=True)
                 thread.start()
                 self._thread = thread
+                started = True
+            else:
+                started = False
+        if started:
+            self.following.start()
 
-    def create(self, room: Storable) -> None:
+    def create(self, room: SharedRoom) -> None:
         """Store a room that nobody knows yet, as this instance's. Blocks for some three of the store's answers.
 
         Raises:
@@ -166,46 +212,48 @@ class Node:
                 self._backend.release([lease])
                 raise
 
-    def open(self, room_id: str) -> Storable:
-        """A room that is stored and that nobody owns, as this instance's from now on.
+    def open(self, room_id: str) -> SharedRoom:
+        """A room that is stored: as this instance's from now on, if nobody owns it; else it is followed.
 
-        Blocks for some five of the store's answers, or for another thread that opens the same room.
+        Blocks for some six of the store's answers, or for another thread that opens the same room.
 
         Raises:
-            RoomNotFound: there is none. RoomBusy: another instance owns it. InvalidRecord: what is stored is no room.
-            BackendUnavailable, ShuttingDown. Nothing changed.
+            RoomNotFound: there is none. InvalidRecord: what is stored is no room. RoomBusy: another thread has not done
+            with it. BackendUnavailable, ShuttingDown. Nothing changed.
         """
         self.start()
         with self._alone(room_id):
             journal = self._journals.get(room_id)
             if journal is not None and journal.room is not None:
                 return journal.room
+            room = self.following.rooms.get(room_id)
+            if room is not None:
+                return room
             if self._backend.positions([room_id]) == [None]:  # a wrong id writes nothing
                 raise RoomNotFound(f"there is no room {room_id!r}")
             self._may_be_ours(room_id)
             [lease] = self._backend.acquire(self.instance.name, [self._backend.scope_of(room_id)])
             if isinstance(lease, Held):
                 self._opened(room_id)
-                raise RoomBusy(f"room {room_id!r} is served by instance {lease.instance!r}")
+                return self.following.follow(room_id, lease.instance)
             return self._take_over(lease, room_id)
 
-    def _take_over(self, lease: Lease, room_id: str) -> Storable:
+    def _take_over(self, lease: Lease, room_id: str) -> SharedRoom:
         """A lease was had: go on with its room. The caller is alone with it."""
         self._may_be_ours(room_id)
+        acted: list[Acted] = []
         try:
             stored = self._backend.open(lease, room_id)
             if stored is None:
                 raise RoomNotFound(f"there is no room {room_id!r}")
-            room = self._rooms.revive(
-                stored.record, lambda epoch, after: self._read(room_id, stored.position, epoch, after)
-            )
+            elsewhere = load_elsewhere(stored.record)
+            alive = {instance.name for instance in self._backend.instances()}
+            room, journal = self._gone_on_with(lease, stored, acted) or self._revived(lease, room_id, stored, acted)
         except (RoomNotFound, InvalidRecord):
             self._opened(room_id)
             self._backend.release([lease])
             raise
-        journal = self._journal(room, lease, stored.revision)
-        journal.step = room.share(journal)
-        room.disconnect_all()
+        room.welcome_back(elsewhere, alive, self.following)
         try:
             self._know(journal, room)
             self._rooms.take_over(room)
@@ -216,34 +264,88 @@ class Node:
             raise
         self._tally.add("rooms_taken_over")
         journal.mark()
+        copy = room.copy
+        if copy is not None:  # what its own players have asked for meanwhile
+            copy.owner = self.instance.name
+            for waiting in list(copy.waiting.values()):
+                copy.send(waiting)
         return room
+
+    def _revived(self, lease: Lease, room_id: str, stored: Stored, acted: list[Acted]) -> tuple[SharedRoom, Journal]:
+        room = self._rooms.revive(
+            stored.record, lambda epoch, after: self._read(room_id, stored.position, epoch, after, acted)
+        )
+        journal = self._journal(room, lease, stored.revision)
+        journal.step = room.share(journal, acted)
+        return room, journal
+
+    def _gone_on_with(self, lease: Lease, stored: Stored, acted: list[Acted]) -> tuple[SharedRoom, Journal] | None:
+        """A room that is followed here becomes this instance's; None: it is not, or not all of it is known."""
+        room = self.following.rooms.get(lease.scope)
+        if room is None:
+            return None
+        machine = self._rooms.machine_of(stored.record)
+        journal = self._journal(room, lease, stored.revision)
+        try:
+            self.following.fill(room)
+            self._read(room.id, stored.position, machine.epoch, max(0, machine.seq - _LAST), acted)
+            journal.step = room.go_on_with(machine, journal, acted)
+        except (InvalidRecord, RoomBusy) as error:
+            acted.clear()
+            self._break_off(room, str(error))
+            return None
+        self.following.let_go(room)
+        return room, journal
+
+    def _break_off(self, room: SharedRoom, why: str) -> None:
+        while True:  # its lock may be held; it refuses everything already
+            try:
+                self.following.reset(room, why)
+                return
+            except RoomBusy:
+                time.sleep(_PAUSE)
 
     def _may_be_ours(self, room_id: str) -> None:
         """Its lease was had or asked for: if so, nobody else looks after the room until it is opened."""
         with self._condition:
             self._unopened[room_id] = None
 
+    def _claim_soon(self, room_id: str) -> None:
+        """Nobody owns it, and somebody here waits. By the thread."""
+        self._may_be_ours(room_id)
+        self._scan_at = 0.0
+
     def _opened(self, room_id: str) -> None:
         """Or somebody else's, or there is none."""
         with self._condition:
             self._unopened.pop(room_id, None)
 
-    def _read(self, room_id: str, upto: Position, epoch: str, after: int) -> Sequence[bytes]:
-        """Every event after ``after`` and ``upto`` where the record goes; none when they are not all there."""
+    def _read(self, room_id: str, upto: Position, epoch: str, after: int, acted: list[Acted]) -> Sequence[bytes]:
+        """The events after ``after`` and ``upto`` where the record goes, or as many of the last ones as are there; and
+        the commands that caused them.
+        """
         events: list[bytes] = []
-        while True:
+        while after < upto.seq:
             found = self._backend.read(room_id, epoch, after + len(events))
+            if found is None and not events:
+                after = (after + upto.seq + 1) // 2
+                continue
             if found is None:
                 return ()
             events += found.events
+            acted += [one for one in found.acted if one.last <= upto.seq]
             if not found.events or after + len(events) >= upto.seq:
-                return events[: max(0, upto.seq - after)]  # what follows is of somebody who came after us
+                break
+        return events[: max(0, upto.seq - after)]  # what follows is of somebody who came after us
 
     def remove(self, room_id: str, wait: bool = False) -> None:
         """A room that is not found here any more: once all that it did is stored it is taken out of the store.
 
         ``wait``: until then, but for so long at most as the store is waited for.
         """
+        room = self.following.rooms.get(room_id)
+        if room is not None:
+            self.following.let_go(room)
         journal = self._journals.get(room_id)
         if journal is not None:
             journal.removing = True
@@ -252,11 +354,11 @@ class Node:
                 with self._condition:
                     self._condition.wait_for(lambda: journal.room is None, journal.patience)
 
-    def _journal(self, room: Storable, lease: Lease, revision: int) -> Journal:
+    def _journal(self, room: SharedRoom, lease: Lease, revision: int) -> Journal:
         patience = self._backend.lease_ttl + self._backend.timeout
         return Journal(room, lease, revision, self.mark, patience, self._clock)
 
-    def _know(self, journal: Journal, room: Storable) -> None:
+    def _know(self, journal: Journal, room: SharedRoom) -> None:
         """Raises ShuttingDown: the thread may have ended, and would never store it."""
         with self._condition:
             if self._stop_by is not None:
@@ -324,7 +426,9 @@ class Node:
         if thread is None:
             return True
         thread.join(timeout + 4 * self._backend.timeout + 1.0)
-        return not thread.is_alive() and not self._gave_up
+        ended = self.following.close(timeout + 1.0)
+        ended = self._desk.stop(timeout + 1.0) and ended
+        return ended and not thread.is_alive() and not self._gave_up
 
     def _run(self) -> None:
         ended = False
@@ -339,9 +443,11 @@ class Node:
 
     def _turn(self) -> bool:
         """Store what is marked, and do what is due; True: this was the last one."""
+        following = self.following
         with self._condition:
-            if not self._marked and (self._locked or self._stop_by is None):
-                pause = min(_LONGEST, max(0.0, min(self._renew_at, self._scan_at) - self._clock()))
+            if not self._marked and not following.pressing and (self._locked or self._stop_by is None):
+                due = min(self._renew_at, self._scan_at, following.next_look())
+                pause = min(_LONGEST, max(0.0, due - self._clock()))
                 self._condition.wait(min(pause, _PAUSE) if self._locked else pause)
             if self._locked and time.monotonic() >= self._retry_at:
                 locked, self._locked = self._locked, []
@@ -355,14 +461,21 @@ class Node:
         if missed:  # the same steps again: what is stored already is stored once
             for journal in marked:
                 self.mark(journal)
+        missed = not self._tried(following.flush) or missed
+        missed = not self._tried(self._catch_up) or missed
         if stop_by is None:
             missed = not self._tried(self._keep) or missed
         if stop_by is not None and (time.monotonic() >= stop_by or not (self._marked or self._locked)):
             self._leave()
             return True
-        if missed:
+        if missed or self._again:
+            self._again = False
             time.sleep(_PAUSE)
         return False
+
+    def _catch_up(self) -> bool:
+        asked, self._again = self.following.catch_up()
+        return asked
 
     def _tried(self, step: Callable[[], bool]) -> bool:
         """Do what asks the store for something, or had no need to and says False; whether it came to its end."""
@@ -453,7 +566,7 @@ class Node:
             self.mark(journal)
 
     @staticmethod
-    def _deliver(room: Storable, step: Step) -> None:
+    def _deliver(room: SharedRoom, step: Step) -> None:
         room.release_step(step)
         for waiter in step.waiters:
             waiter.settle(True)
@@ -499,7 +612,7 @@ class Node:
         else:  # under the new lease
             self.mark(journal)
 
-    def _lose(self, journal: Journal, room: Storable) -> None:
+    def _lose(self, journal: Journal, room: SharedRoom) -> None:
         """The room is another instance's."""
         journal.lost = True
         try:
@@ -525,10 +638,20 @@ class Node:
             self._backend.announce(self.instance)
             self._renew()
             self._take_back()
+            self._look_around()
             self._renew_at = now + self._backend.lease_ttl / 3
+        due = self.following.look_after() or due
         if now >= self._scan_at and not self._adopt():
             self._scan_at = now + min(_SCAN, self._backend.lease_ttl / 3)
         return due
+
+    def _look_around(self) -> None:
+        """Whoever was connected at an instance that is gone begins its grace."""
+        alive = frozenset(instance.name for instance in self._backend.instances())
+        gone, self._alive = self._alive - alive, alive
+        for name in gone - {self.instance.name}:
+            for room_id in list(self._journals):
+                self._desk.take(Present(name, room_id, sys.maxsize))
 
     def _renew(self) -> None:
         with self._condition:
@@ -602,7 +725,10 @@ class Node:
             if room is not None and (journal.step is not None or journal.changed or journal.lost):
                 self._gave_up = True
                 self._lose(journal, room)
+        for room in list(self.following.rooms.values()):
+            self.following.let_go(room)
         try:
+            self.following.flush()
             leases = [journal.lease for journal in journals]
             for begin in range(0, len(leases), _BATCH):
                 self._backend.release(leases[begin : begin + _BATCH], orphan=True)
@@ -635,6 +761,6 @@ def _verdict(lease: Lease, revision: int, stored: Stored | None, recent: bool) -
     return "lost" if stored.revision < revision else "theirs"
 
 
-def _commit_of(journal: Journal, room: Storable, step: Step) -> Commit:
+def _commit_of(journal: Journal, room: SharedRoom, step: Step) -> Commit:
     events = [encode_json(event) for event in step.events]
-    return Commit(journal.lease, room.id, step.position, journal.revision + 1, step.record, events)
+    return Commit(journal.lease, room.id, step.position, journal.revision + 1, step.record, events, step.acted)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from roomkit import BackendUnavailable
-from roomkit.backends.base import Commit, Held, Lease, Outcome
+from roomkit.backends.base import Commit, Events, Held, Lease, Outcome
 from roomkit.backends.memory import MemoryBackend, MemoryStore
 
 from . import primitives as p
@@ -162,8 +162,9 @@ class Unsteady:
     """The way of one instance to the store.
 
     Attributes:
-        down: no call comes through. deaf: every call acts, and its answer is lost. frozen: the chance that a call
-            stands still for so long as ``pause`` says, before it acts or before its answer is there.
+        down: no call comes through, nothing is heard. deaf: every call acts, and its answer is lost, as is what would
+            be heard; when either is over, the listener is told. frozen: the chance that a call stands still for so long
+            as ``pause`` says, before it acts or before its answer is there.
     """
 
     def __init__(self, world: SharedWorld, inner: Watched, timeout: float, name: str) -> None:
@@ -171,17 +172,52 @@ class Unsteady:
         self.inner = inner
         self.timeout = timeout
         self.rng = random.Random(f"{name} {world.seed}")
-        self.down = self.deaf = False
+        self.listeners: list[Any] = []
+        self._down = self._deaf = False
         self.frozen = self.pause = 0.0
 
+    @property
+    def down(self) -> bool:
+        return self._down
+
+    @down.setter
+    def down(self, down: bool) -> None:
+        self._set(down, self._deaf)
+
+    @property
+    def deaf(self) -> bool:
+        return self._deaf
+
+    @deaf.setter
+    def deaf(self, deaf: bool) -> None:
+        self._set(self._down, deaf)
+
     def steady(self) -> None:
-        self.down = self.deaf = False
         self.frozen = 0.0
+        self._set(False, False)
+
+    def hears(self) -> bool:
+        return not (self._down or self._deaf)
+
+    def _set(self, down: bool, deaf: bool) -> None:
+        heard = self.hears()
+        self._down, self._deaf = down, deaf
+        if self.hears() and not heard:
+            for listener in list(self.listeners):
+                listener.hear_again()
+
+    def listen(self, name: str, listener: Any) -> UnsteadyEar:
+        """Never fails, as the backend's does not."""
+        self.world.scheduler.point("backend", "listen")
+        self.listeners.append(listener)
+        return UnsteadyEar(self, name, listener)
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self.inner, name)
-        if not callable(attribute) or name == "scope_of":
-            return attribute
+        return self.wrapped(name, attribute) if callable(attribute) and name != "scope_of" else attribute
+
+    def wrapped(self, name: str, attribute: Callable[..., Any]) -> Callable[..., Any]:
+        """The method, by the way that fails."""
 
         def call(*args: Any, **options: Any) -> Any:
             scheduler = self.world.scheduler
@@ -208,3 +244,44 @@ class Unsteady:
         if self.frozen and self.rng.random() < self.frozen:
             self.world.outcomes["stands still"] += 1
             self.world.scheduler.sleep(self.pause)
+
+
+class UnsteadyEar:
+    """The way back. Who speaks is the thread that commits or sends, under no lock."""
+
+    def __init__(self, way: Unsteady, name: str, listener: Any) -> None:
+        self._way = way
+        self._listener = listener
+        self._inner = way.inner.listen(name, self)
+
+    def hear_events(self, room_id: str, epoch: str, events: Events) -> None:
+        if self._comes_through("hear_events"):
+            self._listener.hear_events(room_id, epoch, events)
+
+    def hear_letter(self, body: bytes) -> None:
+        if self._comes_through("hear_letter"):
+            self._listener.hear_letter(body)
+
+    def hear_again(self) -> None:
+        if self._comes_through("hear_again"):
+            self._listener.hear_again()
+
+    def _comes_through(self, name: str) -> bool:
+        scheduler = self._way.world.scheduler
+        p.check_no_locks(scheduler, f"the listener's {name}()")
+        scheduler.point("heard", name)
+        return self._way.hears()
+
+    def follow(self, room_ids: Sequence[str]) -> None:
+        """While it is down: heard as soon as it is over, but not confirmed."""
+        if self._way.down:
+            self._inner.follow(room_ids)
+        self._way.wrapped("follow", self._inner.follow)(room_ids)
+
+    def unfollow(self, room_ids: Sequence[str]) -> None:
+        self._inner.unfollow(room_ids)
+
+    def close(self, timeout: float) -> bool:
+        if self._listener in self._way.listeners:
+            self._way.listeners.remove(self._listener)
+        return bool(self._inner.close(timeout))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from support.fakes import PATIENCE, eventually
 
 from roomkit import BackendUnavailable, RoomConfig, RoomManager
+from roomkit.backends.base import Events
 from roomkit.backends.memory import MemoryBackend, MemoryStore
 from roomkit.testing import ManualClock
 
@@ -21,7 +22,8 @@ class Unsteady:
     """A backend that does not answer while a test says so, or whose answers get lost.
 
     Attributes:
-        down: every call fails, and does nothing. deaf: calls with these names act, but their answer is lost.
+        down: every call fails, and does nothing; nothing is heard, but ``hear_again`` when it is over. deaf: calls
+            with these names act, but their answer is lost.
         calls: the names of all that came through.
     """
 
@@ -30,7 +32,8 @@ class Unsteady:
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self.down = False
+        self._down = False
+        self._listeners: list[Any] = []
         self.deaf: set[str] = set()
         self.calls: list[str] = []
         self.batches: list[int] = []  # how many steps each commit had
@@ -39,10 +42,29 @@ class Unsteady:
         self._gate = threading.Event()
         self._gate.set()
 
+    @property
+    def down(self) -> bool:
+        return self._down
+
+    @down.setter
+    def down(self, down: bool) -> None:
+        was, self._down = self._down, down
+        if was and not down:
+            for listener in list(self._listeners):
+                listener.hear_again()
+
+    def listen(self, name: str, listener: Any) -> UnsteadyEar:
+        """Never fails, as the backend's does not."""
+        self.calls.append("listen")
+        self._listeners.append(listener)
+        return UnsteadyEar(self, name, listener)
+
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self.inner, name)
-        if not callable(attribute):
-            return attribute
+        return self.wrapped(name, attribute) if callable(attribute) else attribute
+
+    def wrapped(self, name: str, attribute: Callable[..., Any]) -> Callable[..., Any]:
+        """The method, through what a test has it go through."""
 
         def call(*args: Any, **options: Any) -> Any:
             if name == self._closed:
@@ -71,6 +93,41 @@ class Unsteady:
         finally:
             self._closed = None
             self._gate.set()
+
+
+class UnsteadyEar:
+    """The way back: hears nothing while the backend is down."""
+
+    def __init__(self, backend: Unsteady, name: str, listener: Any) -> None:
+        self._backend = backend
+        self._listener = listener
+        self._inner = backend.inner.listen(name, self)
+
+    def hear_events(self, room_id: str, epoch: str, events: Events) -> None:
+        if not self._backend.down:
+            self._listener.hear_events(room_id, epoch, events)
+
+    def hear_letter(self, body: bytes) -> None:
+        if not self._backend.down:
+            self._listener.hear_letter(body)
+
+    def hear_again(self) -> None:
+        if not self._backend.down:
+            self._listener.hear_again()
+
+    def follow(self, room_ids: Sequence[str]) -> None:
+        """While it is down: heard as soon as it is over, but not confirmed."""
+        if self._backend.down:
+            self._inner.follow(room_ids)
+        self._backend.wrapped("follow", self._inner.follow)(room_ids)
+
+    def unfollow(self, room_ids: Sequence[str]) -> None:
+        self._inner.unfollow(room_ids)
+
+    def close(self, timeout: float) -> bool:
+        if self._listener in self._backend._listeners:
+            self._backend._listeners.remove(self._listener)
+        return bool(self._inner.close(timeout))
 
 
 class Instances:
