@@ -354,7 +354,7 @@ class Fanout:
             self.broadcaster.wake()
 
     def abandon_locked(self, reason: str) -> None:
-        """Drop what is queued and not stored, which is not to be heard of, and close everybody's connection with 1012."""
+        """Drop what is queued and not stored, which nobody is to hear of, and close all connections with 1012."""
         code = CLOSE["service_restart"]
         if self._held is None:
             self._links.clear()

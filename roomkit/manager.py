@@ -322,7 +322,7 @@ class RoomManager:
         return self._rooms.get(room_id)
 
     def rooms(self) -> tuple[Room, ...]:
-        """Every room at this moment, in the order of creation; where instances share them, those that are this one's."""
+        """Every room at this moment, in the order of creation; where instances share them, those that this one owns."""
         with self._lock:
             rooms = tuple(self._rooms.values())
         return rooms if self._node is None else tuple([room for room in rooms if not room.followed])
@@ -481,7 +481,7 @@ class RoomManager:
             NotHost, PlayerNotFound, InvalidTransition (closed), RoomExists, LimitExceeded, ShuttingDown, RoomBusy: the
             old room is as it was and no new one is left.
         """
-        if isinstance(room, SharedRoom) and room.followed:
+        if room.followed:
             room_id = room.call_owner("transfer", {"player_id": player_id, "new_room_id": new_room_id})
             if answer is not None:
                 room.when_stored(lambda: answer(room_id))
@@ -524,13 +524,28 @@ class RoomManager:
             RoomNotFound: there is none.
         """
         room = self.get_room(room_id)
-        if isinstance(room, SharedRoom) and room.followed:
+        if room.followed:
             room.call_owner("remove", {"reason": reason})
             return
         room.execute(c.Close(None, reason, force=True))
         self._remove(room, wait=True)
 
-    # For other instances, which ask.
+    # Other instances: what they ask, and what they are asked.
+
+    def ask_instances(self, what: str, data: Mapping[str, Any]) -> dict[str, Any]:
+        """What the others that are alive answer, by their names, each with what :meth:`answer_instances` has it call;
+        none where nobody shares rooms. Waits a second at most; whoever does not answer by then is left out.
+        """
+        return {} if self._node is None else self._node.elsewhere.ask(what, dict(data))
+
+    def answer_instances(self, what: str, answer: Callable[[str, dict[str, Any]], Any]) -> None:
+        """When another instance asks for ``what``, call ``answer(room_id, data)``, which returns what JSON can tell."""
+        self._handlers[what] = answer
+
+    @property
+    def instance(self) -> str:
+        """What this instance is called among those that share rooms; empty: there are none."""
+        return "" if self._node is None else self._node.instance.name
 
     def _serve_transfer(self, room_id: str, data: dict[str, Any]) -> str:
         room = self._own_room(room_id)

@@ -681,6 +681,16 @@ class Room:
         except RoomkitError as error:
             refuse(error)
 
+    def call_owner(self, what: str, data: dict[str, Any]) -> Any:
+        """Where another instance owns the room: have it do what is no command of a room (``answer_instances``).
+
+        Waits for its answer as an operation does.
+
+        Raises:
+            RoomkitError: what it raised, or RoomBusy: nobody owns it elsewhere.
+        """
+        raise RoomBusy(f"room {self.id!r} is this process's own")
+
     def when_stored(self, tell: Callable[[], None]) -> None:
         """Call ``tell()``. Of a room that instances share it is called as :meth:`submit` answers, once all that the
         room has done by now is stored.

@@ -45,7 +45,16 @@ from roomkit.errors import (
 )
 from roomkit.listing import position
 from roomkit.runtime import new_short_id
-from roomkit.server.dashboard import CloseRoom, Dashboard, KickPlayer, merge_pages, merge_stats
+from roomkit.server.dashboard import (
+    CloseRoom,
+    Dashboard,
+    KickPlayer,
+    Question,
+    add_up,
+    merge_pages,
+    merge_stats,
+    question_from,
+)
 from roomkit.server.handshake import HandshakeRefused, UpgradeRequest, check_origin
 from roomkit.server.messages import TOO_DEEP, why_not
 
@@ -145,7 +154,11 @@ class Api:
         self._registry = registry
         self._application = application
         self._files = load_files(demo=server.settings.demo and application is None)
-        self._dashboard = Dashboard(server)
+        self._dashboard = dashboard = Dashboard(server)
+        server.rooms.answer_instances("stats", lambda room_id, data: dashboard.stats())
+        server.rooms.answer_instances("rooms", lambda room_id, data: dashboard.answer(question_from(data)))
+        server.rooms.answer_instances("room", lambda room_id, data: dashboard.room(room_id, data.get("after")))
+        server.rooms.answer_instances("debug_rooms", lambda room_id, data: self._debug_stats())
         self._dashboard_files = _load_page("web/dashboard", "/dashboard") if server.settings.dashboard else {}
         rules = [
             Rule("/api/rooms", methods=["GET"], endpoint=self._list_rooms),
@@ -308,29 +321,40 @@ class Api:
 
     def _debug_rooms(self, request: Request) -> Response:
         self._check_admin(request)
+        here = self._debug_stats()
+        rooms = self._server.rooms
+        if not rooms.shares_rooms:
+            return _json(here)
+        each = {rooms.instance: here, **rooms.ask_instances("debug_rooms", {})}
+        total = add_up([{key: value for key, value in stats.items() if key != "sharing"} for stats in each.values()])
+        return _json({**total, "instances": [{"instance": name, **stats} for name, stats in sorted(each.items())]})
+
+    def _debug_stats(self) -> dict[str, Any]:
+        """Of this process."""
         stats = self._server.rooms.stats()
         listener = self._server.listener
         stats["connections"] = listener.connection_count
         stats["websockets"] = listener.websocket_count
         stats["limited"] = self._server.tally.by_label("limited")
         stats["time"] = rfc3339(self._server.wall_clock())
-        return _json(stats)
+        return stats
 
     # The dashboard (docs/dashboard.md).
 
     def _admin_stats(self, request: Request) -> Response:
         self._check_admin(request)
         _check_parameters(request, set())
-        return _json(merge_stats([self._dashboard.stats()]))
+        return _json(merge_stats([self._dashboard.stats(), *self._server.rooms.ask_instances("stats", {}).values()]))
 
     def _admin_rooms(self, request: Request) -> Response:
         self._check_admin(request)
         _check_parameters(request, {"search", "status", "sort", "limit", "cursor"})
         args, limit = request.args, _limit(request)
-        page = self._dashboard.rooms(
+        asked = Question(
             args.get("search", ""), args.get("status"), args.get("sort", "-created_at"), limit, args.get("cursor")
         )
-        return _json(merge_pages([page], limit))
+        elsewhere = self._server.rooms.ask_instances("rooms", msgspec.to_builtins(asked))
+        return _json(merge_pages([self._dashboard.answer(asked), *elsewhere.values()], limit))
 
     def _admin_room(self, request: Request, room_id: str) -> Response:
         self._check_admin(request)
@@ -338,7 +362,11 @@ class Api:
         after = request.args.get("after")
         if after is not None and not (after.isascii() and after.isdigit() and len(after) <= 18):
             raise InvalidMessage("after must be a whole number")
-        return _json(self._dashboard.room(room_id, None if after is None else int(after)))
+        seq = None if after is None else int(after)
+        room = self._server.rooms.get_room(room_id)
+        if room.followed:  # its owner knows more of it
+            return _json(room.call_owner("room", {"after": seq}))
+        return _json(self._dashboard.room(room_id, seq))
 
     def _admin_close(self, request: Request, room_id: str) -> Response:
         self._check_admin(request)

@@ -86,6 +86,24 @@ class KickPlayer(msgspec.Struct, forbid_unknown_fields=True):
     ban: bool = False
 
 
+class Question(msgspec.Struct, frozen=True):
+    """What :meth:`Dashboard.rooms` is asked, as another instance asks it."""
+
+    search: str = ""
+    status: str | None = None
+    sort: str = "-created_at"
+    limit: int = 50
+    cursor: str | None = None
+
+
+def question_from(data: Mapping[str, Any]) -> Question:
+    """What another instance asks. Raises InvalidMessage."""
+    try:
+        return msgspec.convert(data, Question)
+    except msgspec.ValidationError as error:
+        raise InvalidMessage(str(error)) from None
+
+
 class Dashboard:
     """One server's answers. Every method returns a dict of plain JSON values.
 
@@ -203,6 +221,10 @@ class Dashboard:
             "sort": sort,
         }
 
+    def answer(self, asked: Question) -> dict[str, Any]:
+        """See :meth:`rooms`."""
+        return self.rooms(asked.search, asked.status, asked.sort, asked.limit, asked.cursor)
+
     def room(self, room_id: str, after: int | None = None) -> dict[str, Any]:
         """One room: its state without tokens, bounds, queue, connections, deadlines, and the events after ``after``.
 
@@ -291,6 +313,26 @@ def merge_pages(parts: Sequence[Mapping[str, Any]], limit: int) -> dict[str, Any
         "matches": sum(part["matches"] for part in parts),
         "sort": sort,
     }
+
+
+def add_up(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of several workers as one: numbers are added, the deepest and the slowest are the largest, texts the
+    latest.
+    """
+    total: dict[str, Any] = {}
+    for name in dict.fromkeys(name for stats in each for name in stats):
+        values = [stats[name] for stats in each if stats.get(name) is not None]
+        if not values:
+            total[name] = None
+        elif isinstance(values[0], dict):
+            total[name] = add_up(values)
+        elif isinstance(values[0], list):
+            total[name] = [item for value in values for item in value]
+        elif isinstance(values[0], str) or name in ("deepest_queue", "seconds", "at"):
+            total[name] = max(values)
+        else:
+            total[name] = sum(values)
+    return total
 
 
 def _add(left: Any, right: Any) -> Any:

@@ -23,7 +23,7 @@ from roomkit.core.events import encode_json
 from roomkit.errors import RoomBusy
 from roomkit.listing import write_cursor
 from roomkit.runtime import new_short_id
-from roomkit.server.dashboard import merge_pages, merge_stats
+from roomkit.server.dashboard import add_up, merge_pages, merge_stats
 from roomkit.server.peers import PeerAnswer, Peers
 
 if TYPE_CHECKING:
@@ -234,26 +234,6 @@ class _Collected(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._families
-
-
-def add_up(each: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of several workers as one: numbers are added, the deepest and the slowest are the largest, texts the
-    latest.
-    """
-    total: dict[str, Any] = {}
-    for name in dict.fromkeys(name for stats in each for name in stats):
-        values = [stats[name] for stats in each if stats.get(name) is not None]
-        if not values:
-            total[name] = None
-        elif isinstance(values[0], dict):
-            total[name] = add_up(values)
-        elif isinstance(values[0], list):
-            total[name] = [item for value in values for item in value]
-        elif isinstance(values[0], str) or name in ("deepest_queue", "seconds", "at"):
-            total[name] = max(values)
-        else:
-            total[name] = sum(values)
-    return total
 
 
 def _decode(request: Request) -> dict[str, Any] | None:

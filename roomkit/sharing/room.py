@@ -246,9 +246,7 @@ class SharedRoom(Room):
         return outcome.wait(self.id, self._copy.post.patience + 1.0)
 
     def call_owner(self, what: str, data: dict[str, Any]) -> Any:
-        """Have the owner do what is no command of the room, and wait for its answer. Raises what it raises, and
-        BackendUnavailable, RoomBusy.
-        """
+        """See Room."""
         copy = self._copy
         assert copy is not None
         outcome = Outcome()
