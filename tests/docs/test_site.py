@@ -12,6 +12,8 @@ import pytest
 from support.markdown import DOCS, ROOT
 from support.needs import need_package
 
+pytestmark = pytest.mark.timeout(600)  # the build takes a minute on a machine that has nothing else to do
+
 
 class Page(HTMLParser):
     """The ids of a page, where it links to, and what it loads."""
@@ -47,7 +49,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Page]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=550,
         check=False,
     )
     assert built.returncode == 0, built.stderr
