@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from roomkit.backends.base import Backend, Commit, Events, Held, Instance, Lease, Position
+from roomkit.backends.base import Acted, Backend, Commit, Ear, Events, Held, Instance, Lease, Position
+from roomkit.errors import BackendUnavailable
 from roomkit.runtime import new_short_id
 
 _LONG = 60.0  # the lease_ttl where nothing may lapse, however busy the machine is
+_PROBE = b"is anybody there?"
 _SHORT = 0.3  # where it is waited for
 
 
@@ -43,9 +46,12 @@ class BackendContract:
         """For pytest: names of this test's own."""
         self.room, self.other, self.amy, self.bob = (f"{who}-{new_short_id()}" for who in ("r", "s", "amy", "bob"))
         self._made: list[Backend] = []
+        self._ears: list[Ear] = []
 
     def teardown_method(self) -> None:
         """For pytest."""
+        for ear in self._ears:
+            ear.close(self.patience)
         for backend in self._made:
             backend.close()
 
@@ -76,6 +82,14 @@ class BackendContract:
         room_id = room_id or self.room
         record = b'{"id":"%b","revision":%d,"by":%d}' % (room_id.encode(), revision, lease.token)
         return Commit(lease, room_id, Position(epoch, seq), revision, record, _events(seq - events + 1, events))
+
+    def _listen(self, backend: Backend, name: str | None = None) -> tuple[Heard, Ear]:
+        """What is heard from here on: letters to the name, too."""
+        heard = Heard()
+        ear = backend.listen(name or self.amy, heard)
+        self._ears.append(ear)
+        self._wait_until(lambda: backend.send([(name or self.amy, _PROBE)]) == [True] and heard.probed)
+        return heard, ear
 
     # Ownership.
 
@@ -379,6 +393,197 @@ class BackendContract:
             found += piece.events
         assert found == list(_events(1, 50))
 
+    def test_commands_are_kept_with_their_events(self) -> None:
+        """Whoever reads gets those all of whose events it gets; they are gone with the events."""
+        backend = self._backend()
+        lease = self._lease(backend, self.amy)
+        acted: list[Acted] = []
+        seq = 0
+        for revision, events in enumerate((3, 1, 5, 2), 1):
+            commands = [Acted(f"c{seq + 1}", seq + 1, seq + 1), Acted(f'"\u55e8\\{revision}', seq + 1, seq + events)]
+            acted += commands
+            seq += events
+            step = self._step(lease, revision, seq, events)._replace(acted=commands)
+            for _ in range(2):
+                assert backend.commit([step]) == ["committed"]
+        for after in range(seq + 1):
+            for limit in (1, 4, 1000):
+                piece = backend.read(self.room, "e1", after, limit)
+                assert piece is not None
+                last = piece.first + len(piece.events) - 1
+                assert piece.acted == tuple(one for one in acted if one.first > after and one.last <= last)
+        both = [Acted("known", 10, 11), Acted("new", 12, 13)]
+        restored = self._step(lease, 9, 13, 4)._replace(acted=both)
+        assert backend.restore([restored]) == ["committed"]
+        assert backend.read(self.room, "e1", 11) == Events(12, tuple(_events(12, 2)), (both[1],))
+        assert backend.restore([self._step(lease, 20, 20, 2)]) == ["committed"]  # the others are gone
+        assert backend.read(self.room, "e1", 18) == Events(19, tuple(_events(19, 2)))
+        assert backend.commit([self._step(lease, 21, 20, 0)._replace(record=None)]) == ["committed"]
+        assert backend.commit([self._step(lease, 1, 2, 2, epoch="e2")]) == ["committed"]
+        assert backend.read(self.room, "e2", 0) == Events(1, tuple(_events(1, 2)))
+
+    def test_who_does_not_own_a_room_can_look_at_it(self) -> None:
+        """It is seen as it was committed last, whoever has the lease meanwhile, and the owner goes on."""
+        one, two = self._backend(), self._backend()
+        assert two.look(self.room) is None
+        lease = self._lease(one, self.amy)
+        for revision in (1, 2, 3):
+            step = self._step(lease, revision, revision)
+            assert one.commit([step]) == ["committed"]
+            assert two.look(self.room) == (step.record, step.position, revision, lease.token)
+        assert one.commit([self._step(lease, 4, 3, 0)._replace(record=None)]) == ["committed"]
+        assert two.look(self.room) is None
+
+    # Hearing.
+
+    def test_commits_of_a_followed_room_are_heard(self) -> None:
+        """Each once and in order, with its events and commands; not those before, none without events, none refused."""
+        one, two = self._backend(), self._backend()
+        lease, others = self._lease(one, self.amy), self._lease(one, self.amy, self.other)
+        heard, ear = self._listen(two, self.bob)
+        assert one.commit([self._step(lease, 1, 1), self._step(others, 1, 1, room_id=self.other)]) == ["committed"] * 2
+        ear.follow([self.room])
+        acted = (Acted("c1", 2, 2), Acted("c2", 3, 4))
+        second = self._step(lease, 2, 4, 3)._replace(acted=acted)
+        for step in (second, self._step(lease, 3, 4, 0), self._step(others, 2, 2, room_id=self.other)):
+            for _ in range(2):
+                assert one.commit([step]) == ["committed"]
+        assert one.commit([self._step(lease, 9, 9)]) == ["conflict"]
+        assert one.commit([self._step(lease._replace(token=lease.token - 1), 4, 5)]) == ["fenced"]
+        assert one.commit([self._step(lease, 4, 5)]) == ["committed"]
+        assert one.restore([self._step(lease, 9, 9, 6)]) == ["committed"]
+        expected = [
+            (self.room, "e1", Events(2, tuple(_events(2, 3)), acted)),
+            (self.room, "e1", Events(5, tuple(_events(5, 1)))),
+            (self.room, "e1", Events(4, tuple(_events(4, 6)))),
+        ]
+        self._wait_until(lambda: len(heard.commits) >= len(expected))
+        assert heard.commits == expected
+
+    def test_many_commits_are_heard_in_their_order(self) -> None:
+        """By every ear that follows the room, its owner's too, also where the room is followed twice."""
+        one, two = self._backend(), self._backend()
+        lease = self._lease(one, self.amy)
+        listeners: list[Heard] = []
+        for backend in (one, two, two):
+            heard, ear = self._listen(backend, f"{self.bob}-{len(listeners)}")
+            ear.follow([self.room, self.other, self.room])
+            ear.follow([self.room])
+            listeners.append(heard)
+        for revision in range(1, 201):
+            assert one.commit([self._step(lease, revision, revision)]) == ["committed"]
+        for heard in listeners:
+            self._wait_until(partial(heard.has, commits=200))
+            assert [events.first for _, _, events in heard.commits] == list(range(1, 201))
+
+    def test_a_room_that_is_not_followed_any_more_is_not_heard(self) -> None:
+        """After what was under way; the others are, and it is again once it is followed again."""
+        backend = self._backend()
+        room, other = self._lease(backend, self.amy), self._lease(backend, self.amy, self.other)
+        heard, ear = self._listen(backend)
+        ear.follow([self.room, self.other])
+        ear.unfollow([self.room, "never-followed"])
+        revision = 0
+
+        def commit() -> bool:
+            nonlocal revision
+            revision += 1
+            steps = [self._step(room, revision, revision), self._step(other, revision, revision, room_id=self.other)]
+            assert backend.commit(steps) == ["committed"] * 2
+            self._wait_until(lambda: heard.last(self.other) == revision)
+            return heard.last(self.room) == revision
+
+        self._wait_until(lambda: not commit())
+        assert not commit()
+        ear.follow([self.room])
+        commit()
+        self._wait_until(lambda: heard.last(self.room) == revision)
+        for _ in range(20):  # at once
+            ear.unfollow([self.room])
+            ear.follow([self.room])
+        commit()
+        self._wait_until(lambda: heard.last(self.room) == revision)
+
+    def test_many_rooms_are_followed_at_once(self) -> None:
+        """On whatever nodes they are."""
+        backend = self._backend()
+        rooms = [f"{self.room}.{n}" for n in range(300)]
+        leases = backend.acquire(self.amy, [backend.scope_of(room) for room in rooms])
+        heard, ear = self._listen(backend)
+        ear.follow(rooms)
+        steps = [
+            self._step(lease, 1, 1, room_id=room_id)
+            for lease, room_id in zip(leases, rooms, strict=True)
+            if isinstance(lease, Lease)
+        ]
+        assert backend.commit(steps) == ["committed"] * 300
+        self._wait_until(lambda: len(heard.commits) >= 300)
+        assert sorted(room_id for room_id, _, _ in heard.commits) == sorted(rooms)
+
+    def test_letters_reach_those_who_listen_under_the_name(self) -> None:
+        """All of them and nobody else, the letters of each sender in their order, whatever is in them; the sender knows
+        whether somebody listens.
+        """
+        one, two = self._backend(), self._backend()
+        assert one.send([]) == []
+        assert one.send([(self.amy, b"too early"), (self.bob, b"too early")]) == [False, False]
+        amy, _ = self._listen(one, self.amy)
+        too, _ = self._listen(two, self.amy)
+        bob, _ = self._listen(two, self.bob)
+        nobody = f"{self.bob}-nobody"
+        bodies = [b"%d \x00\xff\r\n" % n for n in range(50)]
+        for body in bodies[:25]:
+            assert two.send([(self.amy, body), (nobody, body), (self.bob, body)]) == [True, False, True]
+        assert two.send([(self.amy, body) for body in bodies[25:]]) == [True] * 25
+        for heard in (amy, too):
+            self._wait_until(partial(heard.has, letters=50))
+            assert heard.letters == bodies
+        assert one.send([(self.amy, b"from another"), (self.amy, b"")]) == [True, True]
+        for heard in (amy, too):
+            self._wait_until(partial(heard.has, letters=52))
+            assert heard.letters[50:] == [b"from another", b""]
+        self._wait_until(lambda: len(bob.letters) >= 25)
+        assert bob.letters == bodies[:25]
+
+    def test_a_listener_that_fails_goes_on_hearing(self) -> None:
+        """The commit and the letter that it failed at are nobody else's concern."""
+        backend = self._backend()
+        lease = self._lease(backend, self.amy)
+        heard, ear = self._listen(backend)
+        ear.follow([self.room])
+        heard.fails = True
+        assert backend.commit([self._step(lease, 1, 1)]) == ["committed"]
+        assert backend.send([(self.amy, b"one")]) == [True]
+        self._wait_until(lambda: heard.failed == 2)
+        heard.fails = False
+        assert backend.commit([self._step(lease, 2, 2)]) == ["committed"]
+        assert backend.send([(self.amy, b"two")]) == [True]
+        self._wait_until(lambda: heard.commits and heard.letters)
+        assert heard.commits == [(self.room, "e1", Events(2, tuple(_events(2, 1))))]
+        assert heard.letters == [b"two"]
+
+    def test_a_closed_ear_hears_nothing(self) -> None:
+        """Neither rooms nor letters, and its threads have ended; the backend goes on, and ends what is left."""
+        backend, other = self._backend(), self._backend()
+        lease = self._lease(backend, self.amy)
+        heard, ear = self._listen(backend)
+        ear.follow([self.room])
+        for _ in range(2):
+            assert ear.close(self.patience)
+        self._wait_until(lambda: other.send([(self.amy, b"too late")]) == [False])
+        assert backend.commit([self._step(lease, 1, 1)]) == ["committed"]
+        try:
+            ear.follow([self.room])
+        except BackendUnavailable:
+            pass
+        else:
+            raise AssertionError("a closed ear follows")
+        ear.unfollow([self.room])
+        assert (heard.commits, heard.letters) == ([], [])
+        self._listen(backend)
+        backend.close()
+        self._wait_until(lambda: other.send([(self.amy, b"too late")]) == [False])
+
     # Instances.
 
     def test_instances_are_known_while_they_say_so(self) -> None:
@@ -460,6 +665,48 @@ class BackendContract:
         one.close()
         [held] = two.holders([two.scope_of(self.room)])
         assert held is not None
+
+
+class Heard:
+    """A listener that keeps what it hears. ``fails``: it raises instead."""
+
+    def __init__(self) -> None:
+        self.commits: list[tuple[str, str, Events]] = []
+        self.letters: list[bytes] = []
+        self.again = 0
+        self.probed = False
+        self.fails = False
+        self.failed = 0
+
+    def hear_events(self, room_id: str, epoch: str, events: Events) -> None:
+        """A commit."""
+        self._fail()
+        self.commits.append((room_id, epoch, events))
+
+    def hear_letter(self, body: bytes) -> None:
+        """A letter; those by which a test finds out that it is listened are not kept."""
+        if body == _PROBE:
+            self.probed = True
+            return
+        self._fail()
+        self.letters.append(body)
+
+    def hear_again(self) -> None:
+        """How often is counted."""
+        self.again += 1
+
+    def _fail(self) -> None:
+        if self.fails:
+            self.failed += 1
+            raise ValueError("a listener that fails")
+
+    def has(self, commits: int = 0, letters: int = 0) -> bool:
+        """Whether it has heard so many."""
+        return len(self.commits) >= commits and len(self.letters) >= letters
+
+    def last(self, room_id: str) -> int:
+        """The seq of the room's last event that was heard."""
+        return max((e.first + len(e.events) - 1 for known, _, e in self.commits if known == room_id), default=0)
 
 
 def _events(first: int, count: int) -> Sequence[bytes]:

@@ -7,10 +7,12 @@ Keys, each after the prefix. Braces are literal: what belongs to one room shares
 ``room:{ID}:lease``         hash     token, instance, until (ms, the server's clock); epoch, seq and revision of the
                                      record, and ``by``, the token that it was committed with; ``gone``: it was
                                      taken away
-``room:{ID}:log``           stream   one entry a commit, with the id ``SEQ-0`` of its last event; bounded
-``room:{ID}:events``        channel  the same entries, live
+``room:{ID}:log``           stream   one entry a commit (``redis_entry.py``), with the id ``SEQ-0`` of its last event;
+                                     bounded
+``room:{ID}:events``        channel  the same entries, live (in a cluster: of its shard)
 ``instance:{NAME}``         string   its address; there as long as it is alive
 ``instance:{NAME}:scopes``  set      the rooms that it may own: noted before they are acquired, so never one too few
+``instance:{NAME}:letters`` channel  what others send to it (in a cluster: of its shard)
 ``instances``               set      their names
 ==========================  =======  ================================================================================
 
@@ -21,13 +23,27 @@ matter. No command is repeated by the driver: every one here may be sent again a
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
-
-from roomkit.backends.base import REMEMBERED, Commit, Events, Held, Instance, Lease, Outcome, Position, Stored
-from roomkit.backends.redis_nodes import Call, Nodes, Script
+from roomkit.backends.base import (
+    REMEMBERED,
+    Acted,
+    Commit,
+    Ear,
+    Events,
+    Held,
+    Instance,
+    Lease,
+    Listener,
+    Outcome,
+    Position,
+    Stored,
+)
+from roomkit.backends.redis_ear import RedisEar
+from roomkit.backends.redis_entry import Entry, first_seq, read_entry, write_entry
+from roomkit.backends.redis_nodes import PUBLISH, Call, Nodes, Script
 from roomkit.errors import InvalidConfig, InvalidRecord
 
 _NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
@@ -134,17 +150,6 @@ _SPARE = 60.0  # seconds for which the lease of a room that is not there stays k
 _PREFIX = re.compile(r"[^{}\s]{0,64}")
 
 
-class _Entry(msgspec.Struct, frozen=True):
-    """An entry of the log: one commit's events."""
-
-    epoch: str
-    first: int
-    events: tuple[msgspec.Raw, ...]
-
-
-_decode_entry = msgspec.json.Decoder(_Entry).decode
-
-
 class RedisBackend:
     """See the module and ``base.Backend``.
 
@@ -186,6 +191,9 @@ class RedisBackend:
         self._log_size = log_size
         self._clock = clock
         self._nodes = Nodes(url, timeout)
+        self._lock = threading.Lock()  # a leaf
+        # Guarded by _lock:
+        self._ears: list[RedisEar] = []
 
     def scope_of(self, room_id: str) -> str:
         """The room itself."""
@@ -316,6 +324,10 @@ class RedisBackend:
 
     def open(self, lease: Lease, room_id: str) -> Stored | None:
         """See Backend."""
+        return self.look(room_id)
+
+    def look(self, room_id: str) -> Stored | None:
+        """See Backend."""
         record, epoch, seq, revision, token = self._nodes.run([_OPEN.call(self._keys(room_id)[:2])])[0]
         if record is None or revision is None:
             return None
@@ -333,8 +345,6 @@ class RedisBackend:
         calls = []
         for step in commits:
             epoch, seq = step.position
-            first = seq - len(step.events) + 1
-            entry = b'{"epoch":"%b","first":%d,"events":[%b]}' % (epoch.encode(), first, b",".join(step.events))
             arguments = [
                 step.lease.instance,
                 step.lease.token,
@@ -342,8 +352,8 @@ class RedisBackend:
                 seq,
                 step.revision,
                 restore,
-                first,
-                entry,
+                first_seq(step),
+                write_entry(step),
                 self._room(step.room_id, ":events"),
                 self._record_ms,
                 self._log_size,
@@ -378,20 +388,44 @@ class RedisBackend:
         if known[0] is None or _text(known[0]) != epoch or after > int(known[1]):
             return None
         events: list[bytes] = []
+        acted: list[Acted] = []
         for _, fields in rows:
-            entry = _read_entry(fields)
-            skip = after + len(events) + 1 - entry.first
-            if entry.epoch != epoch or skip < 0:  # made anew, or trimmed
+            last = after + len(events)
+            entry = _read_row(fields)
+            first, more, commands = entry.events
+            if entry.epoch != epoch or first > last + 1:  # made anew, or trimmed
                 return None
-            events += map(bytes, entry.events[skip:])
+            events += more[last + 1 - first :]
+            acted += [one for one in commands if one.first > after and one.last > last]
             if len(events) >= limit:
                 break
         if not events and after < int(known[1]):
             return None
-        return Events(after + 1, tuple(events))
+        return Events(after + 1, tuple(events), tuple(acted))
+
+    # Hearing.
+
+    def listen(self, name: str, listener: Listener) -> Ear:
+        """See Backend. One thread, with a connection, for each node that has something to be heard."""
+        letters = self._instance(name, ":letters")
+        ear = RedisEar(self._nodes, self.timeout, letters, self._room("", ":events"), listener)
+        with self._lock:
+            self._ears = [other for other in self._ears if not other.ended]
+            self._ears.append(ear)
+        return ear
+
+    def send(self, letters: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """See Backend."""
+        channels = [self._instance(name, ":letters") for name, _ in letters]
+        calls = [Call(key, (PUBLISH, key, body)) for key, (_, body) in zip(channels, letters, strict=True)]
+        return [answer > 0 for answer in self._nodes.run(calls)]
 
     def close(self) -> None:
-        """See Backend."""
+        """See Backend. Blocks for at most a few times ``timeout`` where something is listened to."""
+        with self._lock:
+            ears, self._ears = self._ears, []
+        for ear in ears:
+            ear.close(4 * self.timeout)
         self._nodes.close()
 
 
@@ -399,8 +433,9 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
-def _read_entry(fields: Mapping[bytes, bytes]) -> _Entry:
+def _read_row(fields: Mapping[bytes, bytes]) -> Entry:
     try:
-        return _decode_entry(fields[b"b"])
-    except (msgspec.DecodeError, KeyError, TypeError, RecursionError) as error:
-        raise InvalidRecord(f"what is in the log is no commit: {error}") from None
+        text = fields[b"b"]
+    except (KeyError, TypeError):
+        raise InvalidRecord("what is in the log is no commit: it has no text") from None
+    return read_entry(text)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from redis import Redis, RedisCluster
+from redis import Connection, ConnectionPool, Redis, RedisCluster
 from redis import exceptions as errors
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
@@ -55,12 +55,23 @@ class Script:
         return Call(keys[0], (len(keys), *keys, *arguments), self)
 
 
+#: A command that in a cluster publishes within one shard.
+PUBLISH = "PUBLISH"
+
+
 class Call(NamedTuple):
     """A command with the key that says where it goes, or a script's keys and arguments."""
 
     key: str
     words: tuple[Any, ...]
     script: Script | None = None
+
+
+class Address(NamedTuple):
+    """A node of a cluster; the host is empty: the server of the URL itself."""
+
+    host: str
+    port: int
 
 
 class Nodes:
@@ -87,6 +98,45 @@ class Nodes:
         self._single: Redis | None = None
         self._cluster: RedisCluster | None = None
         self._closed = False
+        self._looks = 0
+
+    @property
+    def looks(self) -> int:
+        """How often it was looked again: another number, and the nodes may have others' keys now."""
+        with self._lock:
+            return self._looks
+
+    def locate(self, keys: Sequence[bytes], *, connect: bool) -> list[Address | None]:
+        """For each key, in their order: the node that has it by the cluster's map as it is known; None: nobody has it.
+
+        Args:
+            connect: if it is not connected yet; else it knows no node of any key and does not block.
+
+        Raises:
+            BackendUnavailable: it could not connect.
+        """
+        if not connect:
+            with self._lock:
+                if self._single is None and self._cluster is None:
+                    return [None] * len(keys)
+        try:
+            _, cluster = self._connect()
+        except (*_ABSENT, errors.RedisError) as error:
+            raise BackendUnavailable(f"the store did not answer: {error}") from None
+        if cluster is None:
+            return [Address("", 0)] * len(keys)
+        return [_node_of(cluster, key) for key in keys]
+
+    def make_connection(self, address: Address) -> Connection:
+        """A connection to a node, of the caller's own: not made yet, by RESP 2."""
+        pool = ConnectionPool.from_url(self._url, protocol=2, **self._options)
+        # The URL may say otherwise, and then the driver adds what it needs to hear of maintenance by RESP 3.
+        options = {name: value for name, value in pool.connection_kwargs.items() if "maint" not in name}
+        options["protocol"] = 2
+        if address.host:
+            options.update(host=address.host, port=address.port)
+        connection: Connection = pool.connection_class(**options)
+        return connection
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
         """The answers, in the order of the calls.
@@ -106,10 +156,10 @@ class Nodes:
                     raise BackendUnavailable(f"the store did not answer: {why or 'it forgets its scripts'}")
                 if why:
                     time.sleep(_PAUSE)
-                    self._look_again()
+                    self.look_again()
             return answers
         except _ABSENT as error:
-            self._look_again()
+            self.look_again()
             raise BackendUnavailable(f"the store did not answer: {error}") from None
         except errors.RedisError as error:
             raise BackendUnavailable(f"the store refused: {error}") from None
@@ -126,6 +176,8 @@ class Nodes:
                 script = calls[place].script
                 if script is not None:
                     words = ("EVALSHA", script.digest(clustered), *words)
+                elif clustered and words[0] == PUBLISH:
+                    words = ("SPUBLISH", *words[1:])
                 pipeline.execute_command(*words)
             unknown: dict[Script, None] = {}
             for place, answer in zip(places, pipeline.execute(raise_on_error=False), strict=True):
@@ -191,10 +243,13 @@ class Nodes:
         _close(*spare)
         return self._connect()
 
-    def _look_again(self) -> None:
-        """The cluster's map may be another now, or another server stand behind the name."""
+    def look_again(self) -> None:
+        """The cluster's map may be another now, or another server stand behind the name. Blocks at most about
+        ``timeout`` seconds for each node of a cluster; errors are passed over.
+        """
         with self._lock:
             single, cluster = self._single, self._cluster
+            self._looks += 1
         try:
             if cluster is not None:
                 cluster.nodes_manager.initialize()
@@ -210,6 +265,15 @@ class Nodes:
             single, self._single = self._single, None
             cluster, self._cluster = self._cluster, None
         _close(single, cluster)
+
+
+def _node_of(cluster: RedisCluster, key: bytes) -> Address | None:
+    router: Any = cluster
+    try:
+        node: ClusterNode | None = router.get_node_from_key(key)
+    except errors.RedisClusterException:
+        return None
+    return None if node is None else Address(node.host, node.port)
 
 
 def _close(single: Redis | None, cluster: RedisCluster | None) -> None:
