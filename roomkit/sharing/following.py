@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ log = logging.getLogger("roomkit.sharing")
 
 _BATCH = 500  # rooms in one question
 _LOCK = 0.002  # seconds for which one room's lock may hold up all the others
+_PAUSE = 0.05  # seconds until a room that was locked is tried again
 _LOOK = 1.0  # seconds between two looks at how far the rooms are
 _AGAIN = 1.0  # seconds after which something is asked again
 _MOST = 10_000  # letters that may wait to be sent
@@ -94,6 +96,8 @@ class Following:
         self._behind: dict[str, None] = {}
         self._calls: dict[str, Outcome] = {}
         # The thread's own:
+        self.stuck: dict[str, None] = {}  # rooms that were locked, to be tried again
+        self._stuck_until = 0.0
         self._look_at = 0.0
         self._present_at = 0.0
 
@@ -282,15 +286,19 @@ class Following:
                 self._look_at = 0.0  # somebody is gone
         return bool(bodies)
 
-    def catch_up(self) -> tuple[bool, bool]:
-        """Read what was not heard. Whether the store was asked, and whether something is to be tried again soon.
+    def catch_up(self) -> bool:
+        """Read what was not heard; whether the store was asked.
 
         Raises:
             BackendUnavailable: it is tried again.
         """
+        if self.stuck and time.monotonic() >= self._stuck_until:
+            stuck, self.stuck = self.stuck, {}
+        else:
+            stuck = {}
         with self._lock:
-            behind, self._behind = self._behind, {}
-        asked = again = False
+            behind, self._behind = {**stuck, **self._behind}, {}
+        asked = False
         todo = list(behind)
         try:
             while todo:
@@ -298,16 +306,15 @@ class Following:
                 if room is not None and room.copy is not None:
                     try:
                         asked = self._catch_up(room, room.copy) or asked
-                    except RoomBusy:
-                        again = True
-                        with self._lock:
-                            self._behind[room.id] = None
+                    except RoomBusy:  # a reader is in it: the others do not wait
+                        self.stuck[room.id] = None
+                        self._stuck_until = time.monotonic() + _PAUSE
                 todo.pop()
         except BackendUnavailable:
             with self._lock:
                 self._behind.update(dict.fromkeys(todo))
             raise
-        return asked, again
+        return asked
 
     def _catch_up(self, room: SharedRoom, copy: Copy) -> bool:
         """Whether the store was asked. Raises RoomBusy, BackendUnavailable."""

@@ -129,7 +129,6 @@ class Node:
         # The thread's own:
         self._locked: list[Journal] = []  # to be looked at again
         self._retry_at = 0.0
-        self._again = False  # whether a room that is followed was locked
         self._gave_up = False  # whether something was not stored in the end
         self._renew_at = 0.0
         self._scan_at = 0.0
@@ -448,7 +447,7 @@ class Node:
             if not self._marked and not following.pressing and (self._locked or self._stop_by is None):
                 due = min(self._renew_at, self._scan_at, following.next_look())
                 pause = min(_LONGEST, max(0.0, due - self._clock()))
-                self._condition.wait(min(pause, _PAUSE) if self._locked else pause)
+                self._condition.wait(min(pause, _PAUSE) if self._locked or following.stuck else pause)
             if self._locked and time.monotonic() >= self._retry_at:
                 locked, self._locked = self._locked, []
                 for journal in locked:
@@ -462,20 +461,15 @@ class Node:
             for journal in marked:
                 self.mark(journal)
         missed = not self._tried(following.flush) or missed
-        missed = not self._tried(self._catch_up) or missed
+        missed = not self._tried(following.catch_up) or missed
         if stop_by is None:
             missed = not self._tried(self._keep) or missed
         if stop_by is not None and (time.monotonic() >= stop_by or not (self._marked or self._locked)):
             self._leave()
             return True
-        if missed or self._again:
-            self._again = False
+        if missed:
             time.sleep(_PAUSE)
         return False
-
-    def _catch_up(self) -> bool:
-        asked, self._again = self.following.catch_up()
-        return asked
 
     def _tried(self, step: Callable[[], bool]) -> bool:
         """Do what asks the store for something, or had no need to and says False; whether it came to its end."""
