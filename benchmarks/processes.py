@@ -122,6 +122,18 @@ def usage(pids: Iterable[int]) -> Usage:
     )
 
 
+def busy(cores: Iterable[int]) -> float:
+    """Seconds for which these cores together have run anything, since the machine began; 0 where it is not told."""
+    wanted = {b"cpu%d" % core for core in cores}
+    total = 0
+    with contextlib.suppress(OSError), open("/proc/stat", "rb") as file:
+        for line in file:
+            name, *ticks = line.split()
+            if name in wanted:  # user, nice, system, idle, iowait, irq, softirq, steal; guests are in the first two
+                total += sum(map(int, ticks[:8])) - sum(map(int, ticks[3:5]))
+    return total / _TICK
+
+
 def family(pid: int) -> list[int]:
     """A process and its children, and theirs."""
     parents: dict[int, int] = {}
@@ -148,6 +160,9 @@ class Server:
 
     It is in a session of its own: Ctrl-C reaches only whoever started it, who then ends it.
 
+    Args:
+        words: what stands behind the program, which is Python unless it is said.
+
     Attributes:
         port: on 127.0.0.1.
 
@@ -155,13 +170,13 @@ class Server:
         LoadFailed: it printed no address; the text is what it said instead.
     """
 
-    def __init__(self, *words: str, cores: Iterable[int]) -> None:
+    def __init__(self, *words: str, cores: Iterable[int], program: str = sys.executable) -> None:
         self._words = words
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         self._family: list[int] = []
         with running_on(cores):
             self._process = subprocess.Popen(
-                [sys.executable, *words],
+                [program, *words],
                 cwd=ROOT,
                 env=environment(),
                 stdin=subprocess.PIPE,
