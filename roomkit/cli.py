@@ -17,8 +17,9 @@ from roomkit._version import __version__
 from roomkit.core.diagram import to_markdown, to_mermaid, to_page
 from roomkit.core.drawing import to_svg
 from roomkit.core.lifecycle import GAME
+from roomkit.core.urls import show_store_url
 from roomkit.log import configure_logging
-from roomkit.server import Server
+from roomkit.server import PortInUse, Server
 from roomkit.server.garbage import ShortCollections
 from roomkit.server.process import DRAIN_SLACK, Signals, drain
 from roomkit.server.supervisor import Supervisor
@@ -76,8 +77,8 @@ Every setting can be given in three ways. Where it is given more than once, the 
 
 A setting that does not exist or cannot be used is an error wherever it stands, even where a stronger source overrides
 it. Times are seconds. What is on or off has two flags, and is `true` or `false` elsewhere. `--origin` may be repeated;
-in the environment, commas stand between the origins. Keep the admin token out of flags, which every local user can
-read.
+in the environment, commas stand between the origins. Keep the admin token, and a `redis` URL with a password, out of
+flags, which every local user can read: they belong into the environment, or into a file that only the server can read.
 
 {table}
 Written by `roomkit settings` from the declarations in the code.
@@ -188,19 +189,20 @@ def _serve(arguments: argparse.Namespace) -> int:
         if settings.workers > 1:
             return _serve_with_workers(settings, signals)
         try:
-            server = Server(settings=settings)
-        except OSError as error:
-            return fail(_why_not_made(settings, error))
-        try:
             settings.host.encode("idna")
+            server = Server(settings=settings)
             server.bind()
-        except OSError as error:
-            return fail(error.strerror or str(error))
+        except InvalidSetting as error:
+            return fail(str(error), 2)
         except UnicodeError:
             return fail(_no_host_name(settings))
+        except PortInUse as error:
+            return fail(error.strerror or str(error))
+        except OSError as error:
+            return fail(_why_not_made(settings, error))
         with ShortCollections():
             server.start()
-            _greet(settings, server.url)
+            _greet(settings, server.url, sharing=_sharing(settings, server))
             signals.wait()
             return 0 if drain(server.stop, settings.drain_timeout, signals) else 1
 
@@ -223,9 +225,17 @@ def _serve_with_workers(settings: Settings, signals: Signals) -> int:
         return 0 if drain(supervisor.stop, settings.drain_timeout + DRAIN_SLACK, signals) else 1
 
 
-def _greet(settings: Settings, url: str, more: str = "") -> None:
+def _greet(settings: Settings, url: str, more: str = "", sharing: str = "") -> None:
     hint = "  (open it in a browser)" if settings.demo else ""
-    write(f"roomkit {__version__} listens on {url}{more}{hint}\nstop it with Ctrl-C\n")
+    write(f"roomkit {__version__} listens on {url}{more}{hint}\n{sharing}stop it with Ctrl-C\n")
+
+
+def _sharing(settings: Settings, server: Server) -> str:
+    """A line about the instance and its store, without the store's password; nothing without a store."""
+    if settings.redis is None:
+        return ""
+    name = server.rooms.stats()["sharing"]["instance"]
+    return f"instance {name} shares its rooms by {show_store_url(settings.redis)}, keys {settings.redis_prefix}*\n"
 
 
 def _no_host_name(settings: Settings) -> str:

@@ -15,9 +15,11 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from roomkit.core.urls import fault_in_address, fault_in_store_url
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +29,7 @@ else:
 T = TypeVar("T")
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
-GROUPS = ("listening", "limits", "timing", "security", "rooms", "logging")
+GROUPS = ("listening", "limits", "timing", "security", "sharing", "rooms", "logging")
 
 _NOT_SETTINGS = {"ROOMKIT_CONFIG", "ROOMKIT_REDIS_URL", "ROOMKIT_URL"}  # ours, like ROOMKIT_TEST_*, but read elsewhere
 # Kubernetes gives every pod such variables for a service called roomkit, ROOMKIT_PORT=tcp://... among them.
@@ -72,6 +74,8 @@ class Setting:
     maximum: float = math.inf
     zero_is_off: bool = False
     choices: tuple[str, ...] = ()
+    fault: Callable[[str], str] | None = None  # what a text must be and is not; empty when it is
+    word: str = ""  # what stands for the value in the help
     secret: bool = False
     has_flag: bool = True
 
@@ -144,6 +148,8 @@ class Setting:
             raise InvalidSetting(self.name, source, "is empty; leave it out to use the default")
         if _CONTROL.search(value):
             self._refuse(source, "free of control characters", value)
+        if self.fault is not None and (expected := self.fault(value)):
+            self._refuse(source, expected, value)
         return value.lower() if self.choices else value
 
     def _check_origins(self, value: object, source: str) -> tuple[str, ...]:
@@ -183,6 +189,19 @@ def _seconds(default: float, group: str, text: str, **more: Any) -> float:
 _OFF: dict[str, Any] = {"zero_is_off": True}
 _RATE: dict[str, Any] = {"zero_is_off": True, "unit": "messages per second", "minimum": 0, "maximum": _MAX_INT}
 _ADMIN_HELP = "Token that opens the admin pages to other machines; in a flag, every local user can read it"
+_REDIS_HELP = (
+    "Redis or Valkey by which instances share their rooms: redis://, rediss:// (TLS) or unix://; "
+    "in a flag, every local user can read its password"
+)
+
+
+def _fault_in_prefix(prefix: str) -> str:
+    return "" if re.fullmatch(r"[^{}\s]{1,64}", prefix) else "at most 64 characters without braces and blanks"
+
+
+def _fault_in_instance(name: str) -> str:
+    # Of the 64 characters that an id may have, 19 are for what makes the name unique.
+    return "" if re.fullmatch(r"[A-Za-z0-9_.:-]{1,45}", name) else "1 to 45 of A-Z a-z 0-9 _ . : -"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,6 +249,29 @@ class Settings:
     admin_token: str | None = _setting(None, "security", _ADMIN_HELP, secret=True)
     tls_cert: str | None = _setting(None, "security", "Certificate chain for TLS, a PEM file; with tls_key")
     tls_key: str | None = _setting(None, "security", "Private key for TLS, a PEM file; with tls_cert")
+
+    redis: str | None = _setting(None, "sharing", _REDIS_HELP, secret=True, fault=fault_in_store_url, word="URL")
+    redis_prefix: str = _setting(
+        "roomkit:", "sharing", "What its keys and channels begin with", fault=_fault_in_prefix, word="PREFIX"
+    )
+    lease_ttl: float = _setting(
+        5.0,
+        "sharing",
+        "Time after which the rooms of an instance that is gone go on elsewhere",
+        unit="seconds",
+        minimum=0.5,
+        maximum=60,
+    )
+    instance: str | None = _setting(
+        None, "sharing", "Name of this instance; none: the machine's", fault=_fault_in_instance, word="NAME"
+    )
+    address: str | None = _setting(
+        None,
+        "sharing",
+        "Where people and load balancers reach this instance; none: where it listens",
+        fault=fault_in_address,
+        word="URL",
+    )
 
     # The defaults of each room; the bounds are RoomConfig's.
     max_players: int = _count(4, "rooms", "Seats in a room", 1, 100_000)
@@ -352,6 +394,9 @@ def _check_together(values: Mapping[str, Any], sources: Mapping[str, str]) -> No
     if values["workers"] > 1 and values["tls_cert"] is not None:
         sentence = "several workers cannot share TLS connections; put a proxy that speaks TLS in front of them"
         refuse("workers", "tls_cert", sentence)
+    if values["workers"] > 1 and values["redis"] is not None:
+        sentence = "workers do not share rooms by redis; run that many instances instead, each without workers"
+        refuse("workers", "redis", sentence)
     low, high = values["min_players"], values["max_players"]
     if low is not None and low > high:
         refuse("min_players", "max_players", f"min_players ({low}) must be at most max_players ({high})")
@@ -446,7 +491,7 @@ def _flag(name: str) -> str:
 
 def _metavar(setting: Setting) -> str:
     number = {"seconds": "SECONDS", "bytes": "BYTES"}.get(setting.unit, "N")
-    return number if setting.kind in (int, float) else setting.name.upper()
+    return number if setting.kind in (int, float) else setting.word or setting.name.upper()
 
 
 def _shown(text: str, limit: int = 60) -> str:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roomkit.core.config import RoomConfig
+from roomkit.core.urls import show_store_url
 from roomkit.log import _LEVELS
 from roomkit.settings import (
     GROUPS,
@@ -95,6 +96,11 @@ def test_defaults_are_the_documented_ones() -> None:
         "admin_token": None,
         "tls_cert": None,
         "tls_key": None,
+        "redis": None,
+        "redis_prefix": "roomkit:",
+        "lease_ttl": 5,
+        "instance": None,
+        "address": None,
         "max_players": 4,
         "min_players": None,
         "queue_size": 100,
@@ -127,7 +133,7 @@ def test_every_row_is_complete_and_its_default_valid() -> None:
         assert setting.check(setting.default, "here") == setting.default
         if setting.zero_is_off:
             assert setting.check(0, "here") == 0
-    assert [setting.name for setting in SETTINGS if setting.secret] == ["admin_token"]
+    assert [setting.name for setting in SETTINGS if setting.secret] == ["admin_token", "redis"]
 
 
 def test_zero_turns_off_what_the_design_says() -> None:
@@ -279,6 +285,19 @@ def toml_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (str, list, bool)) else repr(value)
 
 
+#: Of the settings whose texts have a form.
+VALID_TEXTS = {
+    "redis": [
+        "redis://localhost",
+        "rediss://:p%40ss@[::1]:6380/3?ssl_ca_certs=/ca.pem",
+        "unix://me:pw@/run/valkey.sock",
+    ],
+    "redis_prefix": ["roomkit:", "a/b.c-", "\u00e9"],
+    "instance": ["one", "web-1.example:8080", "a" * 45],
+    "address": ["http://10.0.0.1:8080", "https://play.example.com/", "http://[::1]:80"],
+}
+
+
 def valid_values(setting: Setting) -> st.SearchStrategy[Any]:
     if setting.choices:
         return st.sampled_from(setting.choices)
@@ -288,6 +307,8 @@ def valid_values(setting: Setting) -> st.SearchStrategy[Any]:
         return st.integers(int(setting.minimum), int(setting.maximum))
     if setting.kind is float:
         return st.floats(setting.minimum, setting.maximum)
+    if setting.name in VALID_TEXTS:
+        return st.sampled_from(VALID_TEXTS[setting.name])
     if setting.kind is str:
         return st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1)
     return st.lists(st.sampled_from(["*", "null", "https://a.example", "http://[::1]:8080", "app://x"]), min_size=1)
@@ -303,6 +324,8 @@ def valid_mappings(draw: st.DrawFn) -> dict[str, Any]:
     if ("tls_cert" in values) != ("tls_key" in values):
         values["tls_cert"] = values["tls_key"] = values.get("tls_cert", values.get("tls_key"))
     if "tls_cert" in values:
+        values.pop("workers", None)
+    if "redis" in values:
         values.pop("workers", None)
     if values.get("min_players", 1) > values.get("max_players", 4):
         values["max_players"] = values["min_players"]
@@ -466,6 +489,7 @@ def test_a_config_path_that_is_none_is_refused(path: str) -> None:
         ({"tls_cert": "a.pem"}, "tls_cert"),
         ({"workers": 2, "tls_cert": "a.pem", "tls_key": "a.pem"}, "workers"),
         ({"tls_key": "a.pem"}, "tls_key"),
+        ({"workers": 2, "redis": "redis://h"}, "workers"),
         ({"min_players": 5}, "min_players"),
         ({"min_players": 3, "max_players": 2}, "min_players"),
     ],
@@ -483,6 +507,58 @@ def test_of_two_values_that_clash_the_stronger_source_is_named() -> None:
 @pytest.mark.parametrize("values", [{"ping_interval": 0, "pong_timeout": 1}, {"ping_interval": 90, "pong_timeout": 0}])
 def test_ping_and_pong_do_not_clash_when_one_is_off(values: dict[str, Any]) -> None:
     assert load_settings(values, {}).ping_interval == values["ping_interval"]
+
+
+# The store and the instance
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:6379", "http://h", "redis:h", "redis://", "redis://h:x", "redis://h/zero", "redis://h:70000"),
+        *("redis://[::1", "redis://a b", "unix://", "unix:///", "unix://host/path.sock", "redis://:pw@"),
+        # A password that is not percent-encoded: it ends early, and its rest would be host, path or option.
+        *(f"redis://{SECRET}/x@h", f"redis://u:1/{SECRET}@h", f"redis://u:1?{SECRET}@h", f"redis://u:1#{SECRET}@h"),
+        *(f"unix://:a/{SECRET}@/x.sock", f"redis://h/0#{SECRET}"),
+    ],
+)
+def test_a_store_s_url_that_is_none_is_refused_without_showing_it(url: str) -> None:
+    """It says what is wanted, and nothing of what was given."""
+    error = refusal({"redis": url})
+    assert str(error).startswith("flag --redis: must be a URL")
+    assert str(error).endswith(", not what was given (not shown here)")
+    assert SECRET not in repr(error)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://h", "redis://h"),
+        (f"redis://me:{SECRET}@h:1/2", "redis://h:1/2"),
+        (f"rediss://:{SECRET}@[::1]:1/2?ssl_ca_certs=/{SECRET}", "rediss://[::1]:1/2"),
+        (f"redis://u:{SECRET}@{SECRET}@h", "redis://h"),
+        (f"unix://me:{SECRET}@/run/v.sock?db=1", "unix:///run/v.sock"),
+    ],
+)
+def test_of_a_store_s_url_only_the_place_is_shown(url: str, shown: str) -> None:
+    """Neither user nor password nor options."""
+    assert load_settings({"redis": url}, {}).redis == url
+    assert show_store_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("instance", value) for value in ("a b", "a/b", "\u00e9", "a" * 46)),
+        *(("redis_prefix", value) for value in ("a b", "{a}", "a" * 65)),
+        *(("address", value) for value in ("h:80", "ftp://h", "http://", "http://u@h", "http://h/path", "http://h?x")),
+        *(("lease_ttl", value) for value in ("0", "0.4", "61")),
+    ],
+)
+def test_what_no_instance_can_be_called_is_refused(name: str, value: str) -> None:
+    """Names, prefixes, addresses and times that the store or the pages could not use."""
+    error = refusal({name: value})
+    assert (error.name, error.source) == (name, f"flag {BY_NAME[name].flag}")
 
 
 # Secrets

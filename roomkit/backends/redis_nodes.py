@@ -92,8 +92,9 @@ class Nodes:
             "retry": Retry(NoBackoff(), 0),
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
-            "socket_keepalive": True,
         }
+        if not url.startswith("unix:"):
+            self._options["socket_keepalive"] = True  # a socket of this machine has none, and refuses the option
         self._lock = threading.Lock()  # a leaf: held for the exchange of these two, not while one is made
         self._single: Redis | None = None
         self._cluster: RedisCluster | None = None

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from roomkit.backends.base import Backend
 from roomkit.core.config import RoomConfig
 from roomkit.core.ids import check_id
 from roomkit.errors import InvalidMessage, ShuttingDown
 from roomkit.manager import RoomManager
 from roomkit.room import Room
 from roomkit.runtime import Pressure, new_short_id
+from roomkit.server.acceptor import listen
 from roomkit.server.api import Api
 from roomkit.server.handshake import HandshakeRefused, UpgradeRequest
 from roomkit.server.limits import Limits
@@ -26,6 +28,7 @@ from roomkit.server.peers import Peers
 from roomkit.server.reactor import LoopBroadcaster
 from roomkit.server.session import JoinRequest, RoomSession
 from roomkit.server.sharding import Sharding
+from roomkit.server.store import instance_address, instance_name, open_store
 from roomkit.server.websocket import Session
 from roomkit.settings import Settings
 
@@ -38,8 +41,9 @@ class Server:
     """The bundled server, in any process: its own port, its own threads, stopped by :meth:`stop`.
 
     Args:
-        rooms: the manager to serve (default: one made from the settings). From then on its rooms are drained by the
-            server's I/O threads; its reaper is started.
+        rooms: the manager to serve (default: one made from the settings; where they name a store, the rooms are shared
+            by it, and it is closed with the server). From then on its rooms are drained by the server's I/O threads;
+            its reaper is started.
         settings: everything that ``roomkit serve`` can be told.
         authenticate: called as ``authenticate(request)`` with the ``UpgradeRequest`` of every WebSocket, and of
             every REST request that makes a room or takes a seat, on a pool thread, so it may block. It raises
@@ -55,6 +59,11 @@ class Server:
 
         with Server(rooms) as server:
             print(server.url)
+
+    Raises:
+        InvalidSetting: the store that the settings name cannot be used; nothing is held. One that is not there is no
+            error: the server serves once it is.
+        PortInUse: nothing is held.
 
     Thread safety: start and stop from one thread; the rooms from any.
     """
@@ -72,16 +81,22 @@ class Server:
         listening: socket.socket | None = None,
     ) -> None:
         self.settings = settings = settings if settings is not None else Settings()
-        self.rooms = rooms if rooms is not None else manager_from(settings, peers)
-        self.tally = self.rooms.tally
+        if ssl_context is None and settings.tls_cert is not None:
+            ssl_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            ssl_context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        self._store = open_store(settings) if rooms is None else None
+        if self._store is not None and listening is None and not settings.port and settings.address is None:
+            listening = listen(settings.host, 0)  # at once: the other instances are told of the port
+        if rooms is None:
+            port = settings.port if listening is None else listening.getsockname()[1]
+            rooms = manager_from(settings, peers, self._store, instance_address(settings, port))
+        self.rooms = rooms
+        self.tally = rooms.tally
         self.wall_clock = wall_clock
         self.greeting = {"ping_interval": settings.ping_interval, "pong_timeout": settings.pong_timeout}
         self.authenticate = authenticate
         self.draining = False
         self.websocket_path: str | None = "/ws"  # None: whoever hands upgrades over has looked at the path
-        if ssl_context is None and settings.tls_cert is not None:
-            ssl_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            ssl_context.load_cert_chain(settings.tls_cert, settings.tls_key)
         self.listener = WebSocketServer(
             self._open_session,
             host=settings.host,
@@ -141,7 +156,10 @@ class Server:
         self.listener.stop_accepting()
         drained = self.rooms.shutdown(left())
         drained = self.listener.wait_closed(min(left(), self.settings.close_timeout + 0.5)) and drained
-        return self.listener.stop(left()) and drained
+        drained = self.listener.stop(left()) and drained
+        if self._store is not None:
+            self._store.close()
+        return drained
 
     @property
     def url(self) -> str:
@@ -200,7 +218,9 @@ def limits_from(settings: Settings) -> Limits:
     return Limits(**{name: getattr(settings, name) for name in Limits.__struct_fields__})
 
 
-def manager_from(settings: Settings, peers: Peers | None = None) -> RoomManager:
+def manager_from(
+    settings: Settings, peers: Peers | None = None, store: Backend | None = None, address: str = ""
+) -> RoomManager:
     """A manager with the rooms' share of the settings; among peers it makes only ids that are its own to serve."""
     names = [name for name in RoomConfig.__struct_fields__ if hasattr(settings, name)]
     return RoomManager(
@@ -209,6 +229,9 @@ def manager_from(settings: Settings, peers: Peers | None = None) -> RoomManager:
         max_rooms_per_owner=settings.max_rooms_per_owner,
         on_watermark=partial(_warn_of_load, log),
         new_room_id=new_short_id if peers is None else peers.new_room_id,
+        backend=store,
+        instance=instance_name(settings),
+        address=address,
     )
 
 

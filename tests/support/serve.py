@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from support.fakes import PATIENCE
@@ -22,18 +23,22 @@ class ServeProcess:
     """A running server. ``url`` is the address that it printed.
 
     ``program``: what is started instead of ``roomkit serve`` (a path from the root); it prints its address likewise.
+    ``env``: variables to add. ``port``: where it listens; 0: anywhere.
     """
 
-    def __init__(self, *flags: str, program: str | None = None) -> None:
+    def __init__(
+        self, *flags: str, program: str | None = None, env: Mapping[str, str] | None = None, port: int = 0
+    ) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         self._printed = b""
         self._process = subprocess.Popen(
-            [sys.executable, *((program,) if program else ("-m", "roomkit", "serve")), "--port", "0", *flags],
+            [sys.executable, *((program,) if program else ("-m", "roomkit", "serve")), "--port", str(port), *flags],
             cwd=ROOT,
             # The settings of whoever runs the tests are not the tests'.
             env={
                 **{name: value for name, value in os.environ.items() if not name.startswith("ROOMKIT_")},
                 "PYTHONPATH": str(ROOT),
+                **(env or {}),
             },
             stdout=subprocess.PIPE,
             stderr=self._log,
