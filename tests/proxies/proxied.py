@@ -210,10 +210,9 @@ class Site:
 
     def websockets(self) -> list[int]:
         """How many are open at each instance."""
-        return [
-            int(request((_HERE, instance.port), "GET", "/debug/rooms").json["websockets"])
-            for instance in self.instances
-        ]
+        pages = [request((_HERE, instance.port), "GET", "/metrics").body.decode() for instance in self.instances]
+        found = [re.search(r"^roomkit_websockets ([0-9.]+)$", page, re.MULTILINE) for page in pages]
+        return [int(float(match[1])) for match in found if match is not None]
 
     def home(self) -> int:
         """The instance where all players are, once they are all somewhere."""

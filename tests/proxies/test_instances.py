@@ -70,7 +70,7 @@ def test_players_come_back_through_the_proxy(site: Make, end: Callable[[Site, in
     assert all(player.resumed >= 2 for player in here.players)
 
 
-def returned_backend_is_one_room_with_its_stand_in(site: Make) -> None:
+def test_a_returned_backend_is_one_room_with_its_stand_in(site: Make) -> None:
     """The killed instance comes back: who is at the stand-in stays there, newcomers are sent to the returned one; what
     one says the others hear, in one order."""
     here = site(3)
