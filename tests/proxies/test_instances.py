@@ -12,8 +12,7 @@ from support.fakes import eventually
 from support.rest import request
 from support.ws import WsClient
 
-#: Of the tests in which one ends: whoever goes on with its rooms must be whom the proxy chooses then.
-INSTANCES = 2
+INSTANCES = 3
 
 Make = Callable[[int], Site]
 
