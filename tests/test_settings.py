@@ -551,7 +551,10 @@ def test_of_a_store_s_url_only_the_place_is_shown(url: str, shown: str) -> None:
     [
         *(("instance", value) for value in ("a b", "a/b", "\u00e9", "a" * 46)),
         *(("redis_prefix", value) for value in ("a b", "{a}", "a" * 65)),
-        *(("address", value) for value in ("h:80", "ftp://h", "http://", "http://u@h", "http://h/path", "http://h?x")),
+        *(
+            ("address", value)
+            for value in ("h:80", "ftp://h", "http://", "http://u@h", "http://h/path", "http://[::1", "http://h:x")
+        ),
         *(("lease_ttl", value) for value in ("0", "0.4", "61")),
     ],
 )

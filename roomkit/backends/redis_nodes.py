@@ -96,6 +96,8 @@ class Nodes:
         if not url.startswith("unix:"):
             self._options["socket_keepalive"] = True  # a socket of this machine has none, and refuses the option
         self._lock = threading.Lock()  # a leaf: held for the exchange of these two, not while one is made
+        self._looking = threading.Lock()  # nobody waits for it: had by the thread that reads the cluster's map
+        # Guarded by _lock:
         self._single: Redis | None = None
         self._cluster: RedisCluster | None = None
         self._closed = False
@@ -245,19 +247,31 @@ class Nodes:
         return self._connect()
 
     def look_again(self) -> None:
-        """The cluster's map may be another now, or another server stand behind the name. Blocks at most about
-        ``timeout`` seconds for each node of a cluster; errors are passed over.
+        """The cluster's map may be another now, or another server stand behind the name.
+
+        Blocks at most about ``timeout`` seconds for each node of a cluster, and not at all while another thread is at
+        it: the driver loses connections when two are. Errors are passed over.
         """
-        with self._lock:
-            single, cluster = self._single, self._cluster
-            self._looks += 1
+        if not self._looking.acquire(blocking=False):
+            return
         try:
+            with self._lock:
+                single, cluster = self._single, self._cluster
             if cluster is not None:
-                cluster.nodes_manager.initialize()
+                before = _clients(cluster)
+                try:
+                    cluster.nodes_manager.initialize()
+                finally:
+                    for client in before - _clients(cluster):  # which the driver forgets with their connections
+                        client.connection_pool.disconnect()
             elif single is not None:
                 single.connection_pool.disconnect(inuse_connections=False)
         except (*_ABSENT, errors.RedisError) as error:
             log.debug("the cluster's map could not be read: %s", error)
+        finally:
+            with self._lock:
+                self._looks += 1
+            self._looking.release()
 
     def close(self) -> None:
         """Close the connections. A second call does nothing; calls afterwards raise BackendUnavailable."""
@@ -277,8 +291,17 @@ def _node_of(cluster: RedisCluster, key: bytes) -> Address | None:
     return None if node is None else Address(node.host, node.port)
 
 
+def _clients(cluster: RedisCluster) -> set[Redis]:
+    """Of its nodes, those that were used."""
+    nodes = [*cluster.nodes_manager.nodes_cache.values(), *cluster.nodes_manager.startup_nodes.values()]
+    return {node.redis_connection for node in nodes if node.redis_connection is not None}
+
+
 def _close(single: Redis | None, cluster: RedisCluster | None) -> None:
     if single is not None:
         single.close()
     if cluster is not None:
+        clients = _clients(cluster)
         cluster.close()
+        for client in clients:  # whose pools the driver leaves open
+            client.connection_pool.disconnect()

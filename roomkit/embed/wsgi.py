@@ -45,6 +45,7 @@ class RoomsApp:
         rooms: the manager to serve (default: one made from the settings).
         application: answers what is not roomkit's; without one that is 404.
         settings: limits, timing, origins, rooms: as for the bundled server; what concerns its port has no meaning here.
+            With ``redis`` give ``address``, too: where this site is reached is not known otherwise.
         authenticate: called as ``authenticate(request)`` on the thread of the request, in the context of the view
             where there is one. It raises ``Unauthorized`` to refuse (close code 4508); a string that it returns is the
             player id to use instead of the one in the address.

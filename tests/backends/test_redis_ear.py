@@ -6,7 +6,6 @@ something.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +118,9 @@ def test_connections_that_are_killed(own_server: ValkeyServer, hearing: Callable
     assert len(feeds()) == 1
 
 
-def test_a_server_that_is_frozen(own_server: ValkeyServer, hearing: Callable[..., Hearing]) -> None:
+def test_a_server_that_is_frozen(
+    own_server: ValkeyServer, hearing: Callable[..., Hearing], caplog: pytest.LogCaptureFixture
+) -> None:
     """Its connection stays open and says nothing: after two timeouts it counts as lost. Once it wakes all is heard."""
     it = hearing(own_server.url)
     it.ready()
@@ -130,7 +131,7 @@ def test_a_server_that_is_frozen(own_server: ValkeyServer, hearing: Callable[...
     try:
         with pytest.raises(BackendUnavailable, match="rooms are not heard yet"):
             it.ear.follow(["another"])
-        time.sleep(4 * TIMEOUT)  # the outage itself
+        eventually(lambda: "it is silent" in caplog.text)
     finally:
         own_server.thaw()
     eventually(lambda: it.heard.again > 0)
@@ -288,12 +289,11 @@ def test_a_big_commit_and_many_letters(redis_url: str, hearing: Callable[..., He
     """Answers that come in many pieces are heard whole, in order."""
     it = hearing(redis_url, timeout=10)
     it.ready()
-    it.heard.letters.clear()
     bodies = [b"%d" % n * (1 + n * 997 % 200_000) for n in range(60)]
     for body in bodies:
         assert it.speaker.send([("ear", body)]) == [True]
-    eventually(lambda: len(it.heard.letters) == len(bodies))
-    assert it.heard.letters == bodies
+    eventually(lambda: it.heard.letters[-1:] == bodies[-1:])
+    assert [body for body in it.heard.letters if body != b"?"] == bodies
 
 
 # A cluster.
