@@ -7,6 +7,7 @@ one counts as an increase.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING, get_args
@@ -135,6 +136,19 @@ class RoomkitCollector(Collector):
             for name, text in COUNTERS.items():
                 yield CounterMetricFamily(f"roomkit_{name}", text, value=rooms.tally.get(name))
             yield _gauge("roomkit_store_up", "1 while the store of shared rooms answers", int(rooms.store_answers))
+            now = rooms.stats()["sharing"]
+            yield _gauge("roomkit_owned_rooms", "Shared rooms whose lease this instance has", now["owned_rooms"])
+            yield _gauge("roomkit_followed_rooms", "Other instances' rooms that it follows", now["followed_rooms"])
+            left = "Seconds for which it may go on as owner without hearing of the store: of the room with the fewest"
+            yield _gauge(
+                "roomkit_shortest_lease_seconds",
+                left,
+                math.nan if now["shortest_lease"] is None else now["shortest_lease"],
+            )
+            waiting = "Operations that were asked of rooms' owners and are not answered yet"
+            yield _gauge("roomkit_waiting_forwards", waiting, now["waiting_for_owners"])
+            behind = "Events by which the followed room that is furthest behind its owner is so"
+            yield _gauge("roomkit_follow_lag_events", behind, now["lag_events"])
 
     def _connections(self) -> Iterator[Metric]:
         listener = self._server.listener

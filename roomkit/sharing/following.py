@@ -79,6 +79,7 @@ class Following:
         self.name = name
         self.patience = backend.lease_ttl + backend.timeout + 1.0
         self.rooms: dict[str, SharedRoom] = {}  # changed in single steps
+        self.lag = 0  # events by which the room that was furthest behind was so, when it was last looked
         self._backend = backend
         self._rooms = rooms
         self._tally = tally
@@ -113,6 +114,8 @@ class Following:
 
     def post(self, to: str, letter: mail.Any_) -> None:
         """See Post."""
+        if isinstance(letter, mail.Ask):
+            self._tally.add("forwards")
         with self._lock:
             if self._waiting >= _MOST:
                 full = True
@@ -368,16 +371,20 @@ class Following:
         if not rooms or now < self._look_at:
             return False
         present = now >= self._present_at
+        lag = 0
         for begin in range(0, len(rooms), _BATCH):
             some = rooms[begin : begin + _BATCH]
             ids = [room.id for room in some]
             positions = self._backend.positions(ids)
             holders = self._backend.holders(ids)
             for room, position, holder in zip(some, positions, holders, strict=True):
+                if position is not None:
+                    lag = max(lag, position.seq - room.copy_of.state.seq)
                 try:
                     self._look(room, room.copy_of, position, holder, now, present)
                 except RoomBusy:
                     pass  # the next time
+        self.lag = lag
         self._look_at = now + min(_LOOK, self._backend.lease_ttl / 3)
         if present:
             self._present_at = now + self._backend.lease_ttl / 3

@@ -59,6 +59,7 @@ COUNTERS = {
     "rooms_lost": "Shared rooms that went on at another instance",
     "rooms_restored": "Shared rooms that the store had lost and was given again",
     "unreadable_rooms": "Shared rooms whose record could not be read",
+    "forwards": "Operations that were asked of a room's owner",
     "rooms_followed": "Rooms of other instances that connections here were for",
     "follows_broken_off": "Rooms that could not be followed further; their connections were told to come back",
     "forwards_served": "Operations that other instances' players asked for",
@@ -157,8 +158,16 @@ class Node:
             "owned_rooms": len(self._journals),
             "followed_rooms": len(self.following.rooms),
             "store_answers": self.reachable,
+            "shortest_lease": self._shortest_lease(),
+            "waiting_for_owners": sum([len(room.copy_of.waiting) for room in list(self.following.rooms.values())]),
+            "lag_events": self.following.lag,
             **{name: self._tally.get(name) for name in COUNTERS},
         }
+
+    def _shortest_lease(self) -> float | None:
+        """Seconds for which this instance may act as owner without hearing of the store; None: it owns nothing."""
+        ends = [journal.lease.until for journal in list(self._journals.values())]
+        return max(0.0, min(ends) - self._clock()) if ends else None
 
     # Rooms come and go, by the threads that want them.
 

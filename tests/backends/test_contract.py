@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
 
 import pytest
 
-from roomkit.backends.base import Backend, Commit, Events, Held, Lease, Outcome
+from roomkit.backends.base import Backend, Commit, Ear, Events, Held, Lease, Listener, Outcome, Stored
 from roomkit.backends.memory import MemoryBackend, MemoryStore
 from roomkit.runtime import new_short_id
 from roomkit.testing import BackendContract, ManualClock
@@ -147,7 +149,97 @@ class StaleEvents(MemoryBackend):
         return outcome
 
 
-BROKEN = [NoFence, NoRevision, Forgetful, NoLock, Endless, SameToken, Overwriting, HalfRead, NoOrphans, StaleEvents]
+class NoCommands(MemoryBackend):
+    """Forgets which commands it carried out."""
+
+    def _commit_locked(self, step: Commit, restore: bool) -> Outcome:
+        return super()._commit_locked(step._replace(acted=()), restore)
+
+
+class CommandsUncut(MemoryBackend):
+    """Tells of all commands, whatever is read."""
+
+    def read(self, room_id: str, epoch: str, after: int, limit: int = 1000) -> Events | None:
+        events = super().read(room_id, epoch, after, limit)
+        return None if events is None else events._replace(acted=tuple(self._store.rooms[room_id].acted))
+
+
+class Stale(MemoryBackend):
+    """Who looks at a room sees it as it was made."""
+
+    first: ClassVar[dict[str, Stored]] = {}
+
+    def look(self, room_id: str) -> Stored | None:
+        stored = super().look(room_id)
+        return None if stored is None else self.first.setdefault(room_id, stored)
+
+
+class HearsRefused(MemoryBackend):
+    """Commits are heard before anybody knows whether they are stored."""
+
+    def _seq_locked(self, step: Commit) -> int:
+        self.looked = not getattr(self, "looked", False)
+        return 0 if self.looked else step.position.seq
+
+
+class Deaf(MemoryBackend):
+    """Commits are never heard."""
+
+    def _seq_locked(self, step: Commit) -> int:
+        return 0
+
+
+class Faithful(MemoryBackend):
+    """Who followed once follows for ever."""
+
+    def listen(self, name: str, listener: Listener) -> Ear:
+        ear: Any = super().listen(name, listener)
+        ear.unfollow = lambda room_ids: None
+        return cast("Ear", ear)
+
+
+class Twice(MemoryBackend):
+    """Who follows twice hears twice."""
+
+    def listen(self, name: str, listener: Listener) -> Ear:
+        ear: Any = super().listen(name, listener)
+        ear.follow = lambda room_ids: [self._store.followers.setdefault(one, []).append(ear) for one in room_ids]
+        return cast("Ear", ear)
+
+
+class Shouting(MemoryBackend):
+    """Everybody hears every letter."""
+
+    def send(self, letters: Sequence[tuple[str, bytes]]) -> list[bool]:
+        super().send([(name, body) for _, body in letters for name in self._store.ears])
+        return [name in self._store.ears for name, _ in letters]
+
+
+class Backwards(MemoryBackend):
+    """The last letter first."""
+
+    def send(self, letters: Sequence[tuple[str, bytes]]) -> list[bool]:
+        return super().send(letters[::-1])[::-1]
+
+
+class Hopeful(MemoryBackend):
+    """Every letter is said to be heard."""
+
+    def send(self, letters: Sequence[tuple[str, bytes]]) -> list[bool]:
+        return [True] * len(super().send(letters))
+
+
+class Undead(MemoryBackend):
+    """A closed backend goes on hearing."""
+
+    def close(self) -> None:
+        pass
+
+
+BROKEN = [
+    *(NoFence, NoRevision, Forgetful, NoLock, Endless, SameToken, Overwriting, HalfRead, NoOrphans, StaleEvents),
+    *(NoCommands, CommandsUncut, Stale, HearsRefused, Deaf, Faithful, Twice, Shouting, Backwards, Hopeful, Undead),
+]
 
 
 @pytest.mark.parametrize("broken", BROKEN)

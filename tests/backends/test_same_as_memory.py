@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from support.needs import need_package
 
-from roomkit.backends.base import Backend, Commit, Instance, Lease, Position
+from roomkit.backends.base import Acted, Backend, Commit, Instance, Lease, Position
 from roomkit.backends.memory import MemoryBackend
 from roomkit.runtime import new_short_id
 
@@ -62,9 +62,11 @@ class Side:
             for after, limit in ((0, 1000), (2, 1000), (0, 2))
         ]
         whole = [piece if piece is None or len(piece.events) < 2 else piece.events[:2] for piece in read[2::3]]
+        looked = [stored and stored[:3] for stored in map(backend.look, ROOMS)]
         return (
             held,
             opened,
+            looked,
             read[0::3],
             read[1::3],
             whole,
@@ -144,7 +146,10 @@ class Pair(RuleBasedStateMachine):
         seq = (known.seq if known.epoch == epoch else 0) + count
         events = [b'{"seq":%d}' % n for n in range(seq - count + 1, seq + 1)]
         record = None if gone else b'{"of":"%b","seq":%d}' % (room.encode(), seq)
-        return Commit(lease, room, Position(epoch, seq), revision + ahead, record, events)
+        acted = [Acted(f"c{n}", n, n) for n in range(seq - count + 1, seq + 1)]
+        if count > 1:
+            acted.append(Acted("all", seq - count + 1, seq))
+        return Commit(lease, room, Position(epoch, seq), revision + ahead, record, events, acted)
 
     @invariant()
     def the_same_is_seen(self) -> None:

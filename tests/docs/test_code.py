@@ -23,7 +23,8 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from support.markdown import DOCS, PAGES, README, README_ZH, ROOT, Fence, fences, in_backticks, page_id, prose
 
-from roomkit import cli
+from roomkit import RoomManager, cli
+from roomkit.backends.memory import MemoryBackend
 from roomkit.errors import CLOSE_CODES
 from roomkit.server import Server
 from roomkit.settings import SETTINGS, Settings
@@ -150,7 +151,8 @@ def words_of_the_code() -> set[str]:
 
 def metrics() -> set[str]:
     """The names of all metrics, as a scraper sees them."""
-    with Server(settings=Settings(port=0)) as server, urllib.request.urlopen(f"{server.url}/metrics") as answer:
+    rooms = RoomManager(backend=MemoryBackend())  # so that those of shared rooms are there
+    with Server(rooms, Settings(port=0)) as server, urllib.request.urlopen(f"{server.url}/metrics") as answer:
         text = answer.read().decode()
     return set(re.findall(r"^(?:# TYPE )?([a-z_]+)[ {]", text, re.MULTILINE))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ from support.bench import Bench
 from support.bench import bench as bench
 from support.fakes import eventually
 from support.rest import request
-from support.unsteady import STEP, Instances, settled, steady
+from support.unsteady import STEP, TTL, Instances, settled, steady
 from support.ws import Closed, WsClient
 
 from roomkit import RoomManager
@@ -140,3 +141,57 @@ def test_a_rematch_holds_up_nobody(pair: Pair, instances: Instances) -> None:
         assert amy.wait_closed() == 4510
     with join(server, "amy", new, token=amy.welcome["token"]) as again:
         assert again.welcome["state"]["players"][0]["id"] == "amy"
+
+
+def test_pages_for_operators_are_about_all_instances(pair: Pair, instances: Instances) -> None:
+    """Whichever is asked: rooms, counts, and one room as its owner knows it; an instance that is silent is left out."""
+    (one, rooms), (two, others) = pair
+    rooms.create_room("r", metadata={"mode": "duel"})
+    others.create_room("q")
+    with join(one, "amy"), join(two, "bob") as bob:
+        for server in (one, two):
+            address = server.listener.address
+            debug = request(address, "GET", "/debug/rooms").json
+            assert (debug["total_rooms"], debug["players"], debug["websockets"]) == (2, 2, 2)
+            assert [part["instance"] for part in debug["instances"]] == sorted([rooms.instance, others.instance])
+            assert [part["total_rooms"] for part in debug["instances"]] == [1, 1]
+            stats = request(address, "GET", "/api/admin/stats").json
+            assert (stats["total_rooms"], stats["websockets"], stats["workers"]) == (2, 2, 2)
+            page = request(address, "GET", "/api/admin/rooms?sort=created_at&limit=1").json
+            assert ([room["id"] for room in page["rooms"]], page["matches"]) == (["q"], 2)
+            more = request(
+                address, "GET", f"/api/admin/rooms?sort=created_at&limit=1&cursor={page['next_cursor']}"
+            ).json
+            assert ([room["id"] for room in more["rooms"]], more["next_cursor"]) == (["r"], None)
+            listed = request(address, "GET", "/api/rooms?metadata.mode=duel").json
+            assert [room["id"] for room in listed["rooms"]] == ["r"]
+            room = request(address, "GET", "/api/admin/rooms/r").json
+            assert {found["player_id"] for found in room["connections"]} == {"amy", "bob"}
+            assert room["deadlines"]
+        assert request(two.listener.address, "POST", "/api/admin/rooms/r/kick", {"player_id": "bob"}).status == 200
+        assert bob.wait_closed() == 4503
+        assert request(two.listener.address, "DELETE", "/api/rooms/r").status == 204
+    assert "r" not in rooms
+    with steady(others).holding("send"):
+        assert request(one.listener.address, "GET", "/debug/rooms").json["total_rooms"] == 0
+
+
+def test_metrics_of_what_is_shared(pair: Pair, instances: Instances) -> None:
+    """Leases, forwards and lag; each instance tells its own."""
+    (one, rooms), (two, others) = pair
+    rooms.create_room("r")
+    with join(two, "bob") as bob:
+        bob.do("message", {"n": 1})
+
+        def metric(server: Server, name: str) -> float:
+            page = request(server.listener.address, "GET", "/metrics").body.decode()
+            found = re.search(rf"^roomkit_{name} (\S+)$", page, re.MULTILINE)
+            assert found is not None, name
+            return float(found[1])
+
+        assert (metric(one, "owned_rooms"), metric(one, "followed_rooms")) == (1, 0)
+        assert (metric(two, "owned_rooms"), metric(two, "followed_rooms")) == (0, 1)
+        assert 0 < metric(one, "shortest_lease_seconds") < TTL + 0.001
+        assert math.isnan(metric(two, "shortest_lease_seconds"))
+        assert metric(two, "forwards_total") == metric(one, "forwards_served_total") == 2
+        assert metric(two, "waiting_forwards") == metric(two, "follow_lag_events") == 0
