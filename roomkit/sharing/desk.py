@@ -76,11 +76,13 @@ class Desk:
         at = zlib.crc32(letter.room.encode()) % _THREADS
         if isinstance(letter, Call):  # may wait for the store, or for others
             at = zlib.crc32(letter.id.encode()) % _THREADS
-        if len(self._letters[at]) >= _MOST:
+        letters = self._letters[at]
+        if len(letters) >= _MOST:
             self._tally.add("letters_left_out")
             return
-        self._letters[at].append(letter)
-        self._workers[at].wake()
+        letters.append(letter)
+        if len(letters) == 1:  # else its thread looks once more, after the one before
+            self._workers[at].wake()
 
     def stop(self, timeout: float) -> bool:
         """End the threads; whether they have within so many seconds each."""

@@ -117,15 +117,14 @@ class Following:
         if isinstance(letter, mail.Ask):
             self._tally.add("forwards")
         with self._lock:
-            if self._waiting >= _MOST:
-                full = True
-            else:
-                full = False
+            waiting = self._waiting
+            if waiting < _MOST:
                 self._waiting += 1
                 self._out.setdefault(to, []).append(letter)
-        if full:  # it is asked or told again
+        if waiting >= _MOST:  # it is asked or told again
             self._tally.add("letters_left_out")
-        self._wake()
+        elif not waiting:  # else the thread was woken, and has not looked yet
+            self._wake()
 
     def behind(self, room_id: str) -> None:
         """See Post."""

@@ -54,6 +54,7 @@ _GIVE_UP = 5.0  # seconds for which somebody else's opening of the same room is 
 #: What is counted, by its name in the tally.
 COUNTERS = {
     "commits": "Steps of shared rooms that were stored or refused",
+    "commit_batches": "Times that steps were sent to the store; the more there are at once, the less each costs",
     "store_errors": "Times that the store of shared rooms did not answer",
     "rooms_taken_over": "Shared rooms that were another instance's",
     "rooms_lost": "Shared rooms that went on at another instance",
@@ -414,8 +415,9 @@ class Node:
         with self._condition:
             room = journal.room  # None: not ours any more. It would stand in the way of who has its place
             if room is not None and room.id not in self._marked:
+                if not self._marked:  # else the thread was woken, and has not looked yet
+                    self._condition.notify_all()
                 self._marked[room.id] = journal
-                self._condition.notify_all()
 
     def stop(self, timeout: float) -> bool:
         """Store all that is left, give every room to whoever wants it next, and end the thread.
@@ -521,6 +523,7 @@ class Node:
             return False
         outcomes = self._backend.commit([commit for _, commit in due])
         self._tally.add("commits", count=len(due))
+        self._tally.add("commit_batches")
         for (journal, commit), outcome in zip(due, outcomes, strict=True):
             if commit.record is None:
                 self._removed(journal)

@@ -178,7 +178,7 @@ def test_pages_for_operators_are_about_all_instances(pair: Pair, instances: Inst
 
 def test_metrics_of_what_is_shared(pair: Pair, instances: Instances) -> None:
     """Leases, forwards and lag; each instance tells its own."""
-    (one, rooms), (two, others) = pair
+    (one, rooms), (two, _) = pair
     rooms.create_room("r")
     with join(two, "bob") as bob:
         bob.do("message", {"n": 1})
