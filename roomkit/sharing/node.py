@@ -156,6 +156,7 @@ class Node:
         """How this instance is doing: at this moment, and counted since its start."""
         return {
             "instance": self.instance.name,
+            "address": self.instance.address,
             "owned_rooms": len(self._journals),
             "followed_rooms": len(self.following.rooms),
             "store_answers": self.reachable,
