@@ -65,7 +65,7 @@ class Remote:
     @property
     def address(self) -> str:
         """Where it is, for pages to show."""
-        return f"at {self.instance}"
+        return self.instance
 
     def deliver(self, batch: object) -> None:
         """Nothing: the other instance follows the room."""

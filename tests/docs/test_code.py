@@ -122,6 +122,7 @@ OTHERS = {
     *("--threads", "--worker-connections", "--worker-class", "--max-requests", "--graceful-timeout", "--timeout"),
     *(
         "--bind",
+        "--peers",
         "--preload",
         "--keep-alive",
         "url_param",

@@ -189,6 +189,7 @@ def test_stats_tell_what_was_done(bench: Bench) -> None:
     assert stats == {
         "version": __version__,
         "workers": 1,
+        "instances": 0,
         "ready": True,
         "total_rooms": 2,
         "active_rooms": 1,

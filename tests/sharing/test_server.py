@@ -156,7 +156,7 @@ def test_pages_for_operators_are_about_all_instances(pair: Pair, instances: Inst
             assert [part["instance"] for part in debug["instances"]] == sorted([rooms.instance, others.instance])
             assert [part["total_rooms"] for part in debug["instances"]] == [1, 1]
             stats = request(address, "GET", "/api/admin/stats").json
-            assert (stats["total_rooms"], stats["websockets"], stats["workers"]) == (2, 2, 2)
+            assert (stats["total_rooms"], stats["websockets"], stats["instances"]) == (2, 2, 2)
             page = request(address, "GET", "/api/admin/rooms?sort=created_at&limit=1").json
             assert ([room["id"] for room in page["rooms"]], page["matches"]) == (["q"], 2)
             more = request(
@@ -168,6 +168,7 @@ def test_pages_for_operators_are_about_all_instances(pair: Pair, instances: Inst
             room = request(address, "GET", "/api/admin/rooms/r").json
             assert {found["player_id"] for found in room["connections"]} == {"amy", "bob"}
             assert room["deadlines"]
+            assert room["instance"] == rooms.instance
         assert request(two.listener.address, "POST", "/api/admin/rooms/r/kick", {"player_id": "bob"}).status == 200
         assert bob.wait_closed() == 4503
         assert request(two.listener.address, "DELETE", "/api/rooms/r").status == 204

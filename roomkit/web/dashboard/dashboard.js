@@ -23,13 +23,15 @@ async function loadStats(signal) {
   if (!room) overview.paint();
 }
 
-function paintHeader({ version, uptime, workers, ready }) {
+function paintHeader({ version, uptime, workers, instances, ready }) {
   const facts = byId('facts');
   facts.hidden = false;
   setText(ref(facts, 'version'), version);
   setText(ref(facts, 'uptime'), duration(uptime));
   setText(ref(facts, 'workers'), count(workers));
-  ref(facts, 'workers-box').hidden = workers < 2;
+  ref(facts, 'workers-box').hidden = workers < 2 || instances > 0;
+  setText(ref(facts, 'instances'), count(instances));
+  ref(facts, 'instances-box').hidden = !instances;
   setText(ref(facts, 'ready'), ready ? 'ready' : 'draining');
   ref(facts, 'ready').dataset.ready = ready;
   link('live', 'live');

@@ -82,6 +82,7 @@ export class RoomView {
     const dropped = Object.entries(answer.dropped);
     const next = answer.deadlines.length ? Math.min(...answer.deadlines.map(({ seconds }) => seconds)) : null;
     setTerms(this.#ref('strip'), [
+      ...(answer.instance ? [['Instance', answer.instance, 'fact-instance']] : []),
       ['Seats', `${state.players.length} of ${state.max_players}`, 'fact-seats'],
       ['Connected', count(answer.connections.length), 'fact-connected'],
       ['Queue', `${count(answer.queue_depth)} of ${count(answer.config.queue_size)}`, 'fact-queue'],
