@@ -68,7 +68,7 @@ def test_store_and_owner_are_killed_at_once(tmp_path: Path, fsync: str | None) -
 
 
 def test_a_store_that_forgets_everything_is_given_it_again(tmp_path: Path) -> None:
-    """While the owner lives nothing is lost, whatever the store forgets; also for who comes back at another instance."""
+    """While the owner lives nothing is lost, whatever the store forgets; nor for who comes back at another instance."""
     need_package("redis")
     store = ValkeyServer(tmp_path / "valkey")
     owner = other = None
