@@ -1,0 +1,384 @@
+"""OwnedRoom: a room that this instance owns. It works in memory like any other, and is stored (``sharing.journal``);
+nothing leaves it before that. It also serves instances that follow it (``sharing.room``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Mapping
+from typing import Any, Protocol
+
+from roomkit.backends.base import Acted, Position
+from roomkit.core import commands as c
+from roomkit.core.events import Event
+from roomkit.core.record import dump
+from roomkit.core.state import RoomMachine
+from roomkit.delivery import Link
+from roomkit.errors import CLOSE, InvalidRecord, RoomBusy, RoomkitError, ShuttingDown
+from roomkit.room import Room
+from roomkit.sharing.copy import Post
+from roomkit.sharing.journal import Journal, Step, Waiter, Waits
+from roomkit.sharing.letters import Ask, Gone, Present, Replaced
+
+
+class Replies(Waits, Protocol):
+    """Whoever is to be told of a command of another instance. ``seq``: how far it brought the room."""
+
+    seq: int
+
+
+class Remote:
+    """A connection that another instance has, and delivers to. See Connection."""
+
+    __slots__ = ("_player_id", "_post", "_room_id", "instance", "number")
+
+    def __init__(self, post: Post, instance: str, number: int, room_id: str, player_id: str) -> None:
+        self.instance = instance
+        self.number = number
+        self._post = post
+        self._room_id = room_id
+        self._player_id = player_id
+
+    @property
+    def address(self) -> str:
+        """Where it is, for pages to show."""
+        return self.instance
+
+    def deliver(self, batch: object) -> None:
+        """Nothing: the other instance follows the room."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Of all that closes connections only this cannot be seen from the room's events."""
+        if code == CLOSE["replaced"]:
+            self._post.post(self.instance, Replaced(self._post.name, self._room_id, self._player_id, self.number))
+
+
+class OwnedRoom(Room):
+    """See the module. What is true of every shared room is told by ``SharedRoom``.
+
+    Thread safety: full.
+    """
+
+    shared = True
+
+    __slots__ = ("_journal",)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # Set before anybody can find the room; until then it is like any other.
+        self._journal: Journal | None = None
+
+    # Operations.
+
+    def execute(
+        self,
+        command: c.Command,
+        then: Callable[[list[Event]], None] | None = None,
+        unless_changed: Callable[[], bool] | None = None,
+        *,
+        wait: bool = True,
+    ) -> list[Event]:
+        """See Room."""
+        journal = self._journal
+        if journal is None:
+            return super().execute(command, then, unless_changed)
+        waiter = Waiter() if wait and not self._fanout.broadcaster.is_current() else None
+        events = self._carry_out(journal, command, then, unless_changed, waiter)
+        if waiter is not None:
+            waiter.wait(self.id, journal.patience)
+        return events
+
+    def _carry_out(
+        self,
+        journal: Journal,
+        command: c.Command,
+        then: Callable[[list[Event]], None] | None,
+        unless_changed: Callable[[], bool] | None,
+        waits: Waits | None,
+        command_id: str = "",
+    ) -> list[Event]:
+        """As the owner, and once for each ``command_id``; ``waits`` is told when it is stored."""
+        journal.check()
+        noted = False
+
+        def go_on_locked() -> bool:
+            nonlocal noted
+            if journal.refusal is not None:  # since it was looked at: its connections are closed already
+                raise journal.refusal()
+            if command_id in journal.acted:
+                noted = True
+                journal.note_locked((), waits)
+                return False
+            return unless_changed is None or unless_changed()
+
+        def note_locked(events: list[Event]) -> None:
+            nonlocal noted
+            noted = True
+            journal.note_locked(events, waits, command_id)
+            if then is not None:
+                then(events)
+
+        try:
+            events = super().execute(command, note_locked, go_on_locked)
+        finally:  # whatever went wrong after the change: it is to be stored
+            if noted:
+                journal.mark()
+        if not noted and waits is not None:
+            waits.settle(True)
+        return events
+
+    def submit(
+        self,
+        command: c.Command,
+        answer: Callable[[int], None] | None = None,
+        refuse: Callable[[RoomkitError], None] | None = None,
+    ) -> None:
+        """See Room."""
+
+        def told(events: list[Event]) -> None:
+            if answer is not None:
+                seq = events[-1].seq if events else self._machine.seq
+                self._fanout.answer_locked(lambda: answer(seq))
+
+        self.execute(command, told, wait=False)
+
+    def when_stored(self, tell: Callable[[], None]) -> None:
+        """See Room."""
+        with self._lock.write(self._config.busy_timeout):
+            self._fanout.answer_locked(tell)
+        self._told()
+
+    def _told(self) -> None:
+        """Something is in the queue that no operation put there: have it delivered."""
+        journal = self._journal
+        if journal is not None:
+            journal.mark()
+        else:
+            self._fanout.published(0, 0)
+
+    # For another instance, which follows; on the threads that carry out what others ask.
+
+    def serve(self, post: Post, ask: Ask, reply: Replies) -> None:
+        """Carry out a command of somebody who is connected elsewhere; ``reply`` is told once it is stored.
+
+        Raises:
+            RoomkitError: nothing changed, ``reply`` is not told.
+        """
+        journal = self._journal
+        if journal is None:
+            raise RoomBusy(f"room {self.id!r} is not here")
+        elsewhere = ask.number and ask.sender != post.name
+
+        def attach(events: list[Event]) -> None:
+            reply.seq = self._machine.seq
+            if elsewhere and not self._machine.closed:
+                player_id = getattr(ask.command, "player_id", "")
+                self._attach_remote_locked(post, ask.sender, ask.number, player_id)
+
+        self._carry_out(journal, ask.command, attach, None, reply, ask.id)
+
+    def _attach_remote_locked(self, post: Post, instance: str, number: int, player_id: str) -> None:
+        link = self._fanout.find_locked(player_id)
+        if link is None or not _is_at(link, instance, number):
+            remote = Remote(post, instance, number, self.id, player_id)
+            self._fanout.attach_remote_locked(player_id, remote, number)
+
+    @property
+    def takes_operations(self) -> bool:
+        """Whether this instance owns the room, and its lease lasts."""
+        journal = self._journal
+        try:
+            if journal is not None:
+                journal.check()
+        except RoomkitError:
+            return False
+        return journal is not None
+
+    def acted_by(self, command_id: str) -> Acted | None:
+        """The events that a command of another instance caused, if any are known."""
+        journal = self._journal
+        return None if journal is None else journal.acted.get(command_id)
+
+    def serve_gone(self, gone: Gone) -> None:
+        """A connection elsewhere is lost. Raises RoomBusy."""
+        with self._lock.read(self._config.busy_timeout):
+            link = self._fanout.find_locked(gone.player)
+        if link is not None and _is_at(link, gone.sender, gone.number):
+            self.drop_link(link)
+
+    def serve_present(self, post: Post, present: Present) -> None:
+        """An instance says whose connections it has: what differs from what is known here is put right.
+
+        Raises:
+            RoomBusy: not all of it was; it comes again.
+        """
+        journal = self._journal
+        if journal is None:
+            return
+        sender = present.sender
+        with self._lock.read(self._config.busy_timeout):
+            links = {link.player_id: link for link in self._fanout.links_locked()}
+            seats = set(self._machine.seats)
+        for player_id, number in present.players.items():
+            link = links.pop(player_id, None)
+            if player_id not in seats:  # it hears of that by itself
+                continue
+            if link is None:
+                self._reconnect(journal, post, sender, number, player_id)
+            elif not _is_at(link, sender, number):
+                if link.number > number and _is_at(link, sender, link.number):
+                    continue  # it has joined anew since it wrote this
+                post.post(sender, Replaced(post.name, self.id, player_id, number))
+        for link in links.values():
+            theirs = isinstance(link.connection, Remote) and link.connection.instance == sender
+            if theirs and link.number <= present.upto and link.number not in present.coming:
+                self.drop_link(link)
+
+    def _reconnect(self, journal: Journal, post: Post, instance: str, number: int, player_id: str) -> None:
+        try:
+            self._carry_out(
+                journal,
+                c.Connect(player_id),
+                lambda events: self._attach_remote_locked(post, instance, number, player_id),
+                lambda: self._fanout.find_locked(player_id) is None,
+                None,
+            )
+        except (RoomBusy, ShuttingDown):
+            raise
+        except RoomkitError:  # gone in the meantime, or the room is closed
+            pass
+
+    # For the manager.
+
+    def hand_over(self, reason: Callable[[], str]) -> None:
+        """Take no more operations, and close every connection with 1012 after what is queued; the room stays.
+
+        Raises:
+            RoomBusy: the lock was not to be had; nothing changed.
+        """
+
+        def refusal() -> RoomkitError:
+            return ShuttingDown(f"room {self.id!r} goes on at another instance; come back")
+
+        with self._lock.write(self._config.busy_timeout):
+            self._refuse(refusal)
+            self._fanout.announce_restart_locked(reason)
+        self._told()
+
+    def _refuse(self, refusal: Callable[[], RoomkitError]) -> None:
+        """From now on nothing is begun any more."""
+        if self._journal is not None:
+            self._journal.refusal = refusal
+
+    # For the node.
+
+    def share(self, journal: Journal, acted: Iterable[Acted] = ()) -> Step:
+        """From now on this instance owns the room, and nothing leaves it before it is stored; its first step.
+
+        Args:
+            acted: the last commands that it carried out for other instances.
+        """
+        with self._lock.write(self._config.busy_timeout):
+            return self._share_locked(journal, acted)
+
+    def _share_locked(self, journal: Journal, acted: Iterable[Acted]) -> Step:
+        for one in acted:
+            journal.remember_locked(one)
+        self._journal = journal
+        self._fanout.hold_back_locked()
+        return self._take_step_locked(journal, True)
+
+    def go_on_with(self, machine: RoomMachine, journal: Journal, acted: Iterable[Acted]) -> Step:
+        """This instance, which followed the room, owns it now: ``machine`` is as the room was stored. Who is connected
+        here stays so. Its first step.
+
+        Raises:
+            InvalidRecord: not all of its events were heard; nothing changed. RoomBusy.
+        """
+        with self._lock.write(self._config.busy_timeout):
+            if (machine.epoch, machine.seq) != (self._machine.epoch, self._machine.seq):
+                raise InvalidRecord("not all of its events were heard")
+            self._machine = machine
+            self._snapshot = None
+            return self._share_locked(journal, acted)
+
+    def welcome_back(self, elsewhere: Mapping[str, tuple[str, int]], alive: Container[str], post: Post) -> None:
+        """It was another instance's: whoever is connected at one that is ``alive``, or here, still is, and every other
+        seat begins its grace. Before anybody else knows the room, whatever became of its lease; the caller marks it.
+
+        Args:
+            elsewhere: see ``core.record.dump``. post: the way to other instances.
+        """
+        journal = self._journal
+        assert journal is not None
+        with self._lock.write(self._config.busy_timeout):
+            for player in self._machine.snapshot().players:
+                instance, number = elsewhere.get(player.id, ("", 0))
+                if player.connected and instance in alive and instance != post.name:
+                    self._attach_remote_locked(post, instance, number, player.id)
+            here = {link.player_id for link in self._fanout.links_locked()}
+        for player in self.get_players():
+            if player.connected and player.id not in here:
+                super().execute(c.Disconnect(player.id), journal.note_locked)
+            elif not player.connected and player.id in here:
+                super().execute(c.Connect(player.id), journal.note_locked)
+
+    def take_step(self, timeout: float, whole: bool) -> Step:
+        """What it did since the last one; ``whole``: with its record also when it did nothing.
+
+        Raises:
+            RoomBusy: its lock was not to be had in so many seconds; nothing was taken.
+        """
+        journal = self._journal
+        assert journal is not None
+        with self._lock.write(timeout):
+            return self._take_step_locked(journal, whole or journal.changed)
+
+    def _take_step_locked(self, journal: Journal, whole: bool) -> Step:
+        machine, runtime = self._machine, self._runtime
+        # First: when it fails nothing was taken.
+        record = dump(machine, runtime.clock(), runtime.wall_clock(), self._elsewhere_locked()) if whole else None
+        events, acted, waiters = journal.take_locked(machine.seq)
+        entries, trailing = self._fanout.take_locked()
+        return Step(record, Position(machine.epoch, machine.seq), events, acted, entries, trailing, waiters)
+
+    def _elsewhere_locked(self) -> dict[str, tuple[str, int]]:
+        return {
+            link.player_id: (link.connection.instance, link.number)
+            for link in self._fanout.links_locked()
+            if isinstance(link.connection, Remote)
+        }
+
+    def release_step(self, step: Step) -> None:
+        """It is stored: deliver it."""
+        self._fanout.release(step.entries, step.trailing)
+
+    def known_events(self, seq: int) -> list[Event]:
+        """Those up to ``seq`` that it still has, without a hole."""
+        return [event for event in self.get_recent_events(self._config.history_size) if event.seq <= seq]
+
+    def abandon(self, timeout: float, reason: str) -> list[Waits]:
+        """It goes on elsewhere, or is not followed further: close its connections with 1012, deliver nothing that is
+        not stored. Who waits for a step of it.
+
+        Raises:
+            RoomBusy: its lock was not to be had in so many seconds; from now on it refuses operations all the same.
+        """
+
+        def refusal() -> RoomkitError:
+            return RoomBusy(f"room {self.id!r} goes on at another instance; try again")
+
+        journal = self._journal
+        self._refuse(refusal)
+        with self._lock.write(timeout):
+            waiters: list[Waits] = [] if journal is None else journal.take_locked(self._machine.seq)[2]
+            self._fanout.abandon_locked(reason)
+            self._abandoned_locked()
+        return waiters
+
+    def _abandoned_locked(self) -> None:
+        """Whoever waits for anything else is to be told."""
+
+
+def _is_at(link: Link, instance: str, number: int) -> bool:
+    remote = link.connection
+    return isinstance(remote, Remote) and (remote.instance, remote.number) == (instance, number)
