@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from roomkit.backends.base import (
     REMEMBERED,
@@ -82,8 +82,10 @@ _RELEASE = Script(
     """
 local l = redis.call('HMGET', KEYS[1], 'token', 'instance', 'revision', 'gone')
 if l[1] ~= ARGV[2] or l[2] ~= ARGV[1] then return 0 end
-if l[3] or l[4] then redis.call('HSET', KEYS[1], 'until', 0) else redis.call('DEL', KEYS[1]) end
-return l[3] and 1 or 2
+redis.call('HSET', KEYS[1], 'until', 0)
+if l[3] then return 1 end
+if not l[4] then redis.call('HDEL', KEYS[1], 'instance') end
+return 2
 """
 )
 
@@ -433,9 +435,7 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
 
-def _read_row(fields: Mapping[bytes, bytes]) -> Entry:
-    try:
-        text = fields[b"b"]
-    except (KeyError, TypeError):
-        raise InvalidRecord("what is in the log is no commit: it has no text") from None
-    return read_entry(text)
+def _read_row(fields: Sequence[bytes]) -> Entry:
+    if len(fields) != 2 or fields[0] != b"b":
+        raise InvalidRecord("what is in the log is no commit: it has no text")
+    return read_entry(fields[1])

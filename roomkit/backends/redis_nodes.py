@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.retry import Retry
 
+from roomkit.backends.redis_pool import Pool
 from roomkit.errors import BackendUnavailable, InvalidConfig
 
 log = logging.getLogger("roomkit.backends.redis")
@@ -57,6 +58,7 @@ class Script:
 
 #: A command that in a cluster publishes within one shard.
 PUBLISH = "PUBLISH"
+_HEARD = (PUBLISH, "SPUBLISH")  # what is carried out twice is heard twice; everything else acts once
 
 
 class Call(NamedTuple):
@@ -102,6 +104,7 @@ class Nodes:
         self._cluster: RedisCluster | None = None
         self._closed = False
         self._looks = 0
+        self._pools: dict[Address, Pool] = {}
 
     @property
     def looks(self) -> int:
@@ -172,8 +175,8 @@ class Nodes:
         clustered, routes = self._route(calls, wanted)
         why = ""
         again: list[int] = []
-        for node, places in routes:
-            pipeline: Any = node.pipeline(transaction=False)  # which is typed in part only
+        for pool, places in routes:
+            commands: list[tuple[Any, ...]] = []
             for place in places:
                 words = calls[place].words
                 script = calls[place].script
@@ -181,9 +184,10 @@ class Nodes:
                     words = ("EVALSHA", script.digest(clustered), *words)
                 elif clustered and words[0] == PUBLISH:
                     words = ("SPUBLISH", *words[1:])
-                pipeline.execute_command(*words)
+                commands.append(words)
+            repeat = all(words[0] not in _HEARD for words in commands)
             unknown: dict[Script, None] = {}
-            for place, answer in zip(places, pipeline.execute(raise_on_error=False), strict=True):
+            for place, answer in zip(places, pool.ask(commands, repeat=repeat), strict=True):
                 if isinstance(answer, errors.NoScriptError):
                     script = calls[place].script
                     assert script is not None
@@ -199,25 +203,31 @@ class Nodes:
                         del answer  # a cycle with this frame
                 else:
                     answers[place] = answer
-            for script in unknown:
-                node.script_load(script.text(clustered))
+            if unknown:
+                pool.ask([("SCRIPT", "LOAD", script.text(clustered)) for script in unknown], repeat=True)
         return why, again
 
-    def _route(self, calls: Sequence[Call], wanted: list[int]) -> tuple[bool, list[tuple[Redis, list[int]]]]:
-        single, cluster = self._connect()
+    def _route(self, calls: Sequence[Call], wanted: list[int]) -> tuple[bool, list[tuple[Pool, list[int]]]]:
+        _, cluster = self._connect()
         if cluster is None:
-            assert single is not None
-            return False, [(single, wanted)]
+            return False, [(self._pool(Address("", 0)), wanted)]
         router: Any = cluster
-        nodes: dict[str, tuple[Redis, list[int]]] = {}
+        nodes: dict[Address, list[int]] = {}
         for place in wanted:
             node: ClusterNode | None = router.get_node_from_key(calls[place].key)
             if node is None:
                 raise errors.ClusterDownError("a slot is served by nobody")
-            if node.name not in nodes:
-                nodes[node.name] = (cluster.get_redis_connection(node), [])
-            nodes[node.name][1].append(place)
-        return True, list(nodes.values())
+            nodes.setdefault(Address(node.host, node.port), []).append(place)
+        return True, [(self._pool(address), places) for address, places in nodes.items()]
+
+    def _pool(self, address: Address) -> Pool:
+        pool = self._pools.get(address)
+        if pool is not None:
+            return pool
+        with self._lock:
+            if self._closed:
+                raise BackendUnavailable("the backend is closed")
+            return self._pools.setdefault(address, Pool(lambda: self.make_connection(address)))
 
     def _connect(self) -> tuple[Redis | None, RedisCluster | None]:
         with self._lock:
@@ -257,6 +267,9 @@ class Nodes:
         try:
             with self._lock:
                 single, cluster = self._single, self._cluster
+                pools = list(self._pools.values())
+            for pool in pools:
+                pool.drop()
             if cluster is not None:
                 before = _clients(cluster)
                 try:
@@ -279,6 +292,9 @@ class Nodes:
             self._closed = True
             single, self._single = self._single, None
             cluster, self._cluster = self._cluster, None
+            pools = list(self._pools.values())
+        for pool in pools:
+            pool.close()
         _close(single, cluster)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +144,48 @@ def test_scripts_that_the_server_forgot_are_given_again(redis_url: str, backends
     with redis.Redis.from_url(redis_url) as by_hand:
         by_hand.script_flush()
         assert backend.commit([step(lease, 1)]) == ["committed"]
+
+
+def test_connections_that_ended_while_nobody_used_them(own_server: ValkeyServer, backends: list[RedisBackend]) -> None:
+    """By an operator, an idle timeout, a restart: nobody notices, however many there were. Letters go out as well."""
+    backend = make(backends, own_server.url)
+
+    def end_them() -> None:
+        with ThreadPoolExecutor(4) as threads:  # so that there are several
+            list(threads.map(lambda n: backend.instances(), range(40)))
+        assert own_server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes") is not None
+
+    end_them()
+    lease = lease_of(backend)
+    end_them()
+    assert backend.commit([step(lease, 1)]) == ["committed"]
+    end_them()
+    assert backend.send([("nobody", b"1"), ("nobody", b"2")]) == [False, False]
+
+
+_IN_A_CHILD = """
+import os, sys
+from roomkit.backends.base import Instance
+from roomkit.backends.redis import RedisBackend
+backend = RedisBackend(sys.argv[1], prefix="forked:", lease_ttl=600)
+backend.announce(Instance("parent", ""))
+child = os.fork()
+for n in range(200):  # side by side: each must get its own answers
+    assert backend.instances()[0 if child else -1].name in ("child", "parent")
+    backend.announce(Instance("parent" if child else "child", ""))
+if not child:
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert [one.name for one in backend.instances()] == ["child", "parent"]
+backend.close()
+"""
+
+
+def test_a_child_has_connections_of_its_own(redis_url: str) -> None:
+    """After a fork: on the parent's they would get each other's answers."""
+    need_package("redis")
+    done = subprocess.run([sys.executable, "-c", _IN_A_CHILD, redis_url], timeout=60, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_master_of_the_cluster_that_is_gone(tmp_path: Path, backends: list[RedisBackend]) -> None:
