@@ -220,6 +220,8 @@ class RedisEar:
 
     def wanted(self, feed: _Feed, limit: int) -> list[tuple[bytes, bool]]:
         """Channels of which it is to be looked whether they are subscribed to, and whether they should be."""
+        if not feed.changes:  # who adds some wakes the feed afterwards
+            return []
         with self._changed:
             chunk = [
                 (channel, channel in feed.channels) for channel, _ in zip(feed.changes, range(limit), strict=False)
@@ -405,16 +407,16 @@ class _Feed:
     def _serve(self, connection: Any, selector: selectors.BaseSelector, shard: str) -> None:
         """Returns when there is nothing to do any more, raises when the connection is lost."""
         timeout = self._ear.timeout
-        heard_at, pinged = time.monotonic(), False
+        heard_at, pinged, ready = time.monotonic(), False, False
         while self._looked_after():
             if not self._asked:
                 self._tell()
                 self._ask(connection, shard)
                 if not self._asked:
                     self._be_well()
-            if connection.can_read(0):
+            if ready or connection.can_read(0):
                 self._read(connection)
-                heard_at, pinged = time.monotonic(), False
+                heard_at, pinged, ready = time.monotonic(), False, False
                 continue
             left = heard_at + (2 * timeout if pinged else timeout) - time.monotonic()
             if left <= 0:
@@ -425,8 +427,11 @@ class _Feed:
                 continue
             if self._again_at is not None:
                 left = min(left, max(0.0, self._again_at - time.monotonic()))
-            if any(key.fileobj is self._woken for key, _ in selector.select(left)):
-                self._drain()
+            for key, _ in selector.select(left):
+                if key.fileobj is self._woken:
+                    self._drain()
+                else:
+                    ready = True
 
     def _looked_after(self) -> bool:
         """Whether it goes on; after a look where its channels are, if they may have moved."""

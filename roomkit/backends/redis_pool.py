@@ -7,11 +7,14 @@ each answer) costs twice as much as the exchange itself, for every commit and ev
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis import Connection
 from redis import exceptions as errors
+
+_FRESH = 0.2  # seconds for which a connection is believed to be there still
 
 
 class Pool:
@@ -26,7 +29,7 @@ class Pool:
     def __init__(self, make: Callable[[], Connection]) -> None:
         self.closed = False
         self._make: Callable[[], Any] = make
-        self._free: list[Connection] = []  # the last one used is the next one
+        self._free: list[tuple[Any, float]] = []  # with when it was used; the last one is the next one
         self._pid = os.getpid()
 
     def ask(self, commands: Sequence[Sequence[Any]], *, repeat: bool) -> list[Any]:
@@ -44,8 +47,8 @@ class Pool:
         if self._pid != os.getpid():  # these are the parent's, which goes on with them
             self._pid, self._free = os.getpid(), []
         while True:
-            kept = self._take()
-            if kept is not None and not repeat and _has_ended(kept):
+            kept, used_at = self._take()
+            if kept is not None and not repeat and time.monotonic() - used_at > _FRESH and _has_ended(kept):
                 kept.disconnect()
                 continue
             connection = self._make() if kept is None else kept
@@ -57,20 +60,20 @@ class Pool:
                 if kept is not None and repeat and isinstance(error, errors.ConnectionError):
                     continue  # it had ended while nobody used it, as those of a server that was restarted have
                 raise
-            self._free.append(connection)
+            self._free.append((connection, time.monotonic()))
             if self.closed:
                 self.drop()
             return answers
 
-    def _take(self) -> Any:  # a connection, which is typed in part only
+    def _take(self) -> tuple[Any, float]:  # a connection, which is typed in part only
         try:
             return self._free.pop()
         except IndexError:
-            return None
+            return None, 0.0
 
     def drop(self) -> None:
         """Close those that nobody uses now: another server may stand behind the name."""
-        while (connection := self._take()) is not None:
+        while (connection := self._take()[0]) is not None:
             connection.disconnect()
 
     def close(self) -> None:

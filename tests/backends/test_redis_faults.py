@@ -146,9 +146,12 @@ def test_scripts_that_the_server_forgot_are_given_again(redis_url: str, backends
         assert backend.commit([step(lease, 1)]) == ["committed"]
 
 
-def test_connections_that_ended_while_nobody_used_them(own_server: ValkeyServer, backends: list[RedisBackend]) -> None:
+def test_connections_that_ended_while_nobody_used_them(
+    own_server: ValkeyServer, backends: list[RedisBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By an operator, an idle timeout, a restart: nobody notices, however many there were. Letters go out as well."""
     backend = make(backends, own_server.url)
+    monkeypatch.setattr("roomkit.backends.redis_pool._FRESH", 0.0)  # for a letter each is looked at
 
     def end_them() -> None:
         with ThreadPoolExecutor(4) as threads:  # so that there are several
