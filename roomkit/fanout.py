@@ -245,12 +245,13 @@ class Fanout:
         for event in events:
             if event.type == "player_left":
                 link = self._links.get(event.data["player_id"])
+                code, reason = _LEAVE_CODES.get(event.data["reason"], _LEAVE_CODES["left"])  # before anything changes
                 if link is not None:
                     # Until it is closed it gets what is queued before that, its own leaving included. First this, then
                     # out of the view: the broadcaster reads them the other way round.
                     self._leaving[link] = None
                     self.detach_locked(link)
-                    if not self._put_control(CloseLink(link, *_LEAVE_CODES[event.data["reason"]])):
+                    if not self._put_control(CloseLink(link, code, reason)):
                         del self._leaving[link]  # it is not closed, but hears nothing more
         return reserved, dropped
 
@@ -280,7 +281,7 @@ class Fanout:
         link = Link(player_id, connection, seq, number)
         older = self._links.get(player_id)
         if older is not None and older.connection is not connection:
-            self.queue.put_control(CloseLink(older, CLOSE["replaced"], "a newer connection took the seat"))
+            self._replaced_locked(older)
         self.queue.put_control(SendTo(link, first))
         if closed:
             self.queue.put_control(CloseLink(link, CLOSE["room_closed"], "the room is closed"))
@@ -291,7 +292,7 @@ class Fanout:
         """A connection that another instance has, and delivers to: here it is only known whose it is."""
         older = self._links.get(player_id)
         if older is not None:
-            self.queue.put_control(CloseLink(older, CLOSE["replaced"], "a newer connection took the seat"))
+            self._replaced_locked(older)
         self._put_link_locked(Link(player_id, connection, math.inf, number))
 
     def _put_link_locked(self, link: Link) -> None:
@@ -304,8 +305,20 @@ class Fanout:
 
     def replace_locked(self, link: Link) -> None:
         """Another instance has a newer connection of this one's player."""
-        if self.detach_locked(link):
+        if self._links.get(link.player_id) is link:
+            self._replaced_locked(link)
+            self.detach_locked(link)
+
+    def _replaced_locked(self, link: Link) -> None:
+        """Until it is closed it gets what is queued before that, so that no answer of it comes before its events. To be
+        called before it is out of the view: see :meth:`publish_locked`.
+        """
+        self._leaving[link] = None
+        try:
             self.queue.put_control(CloseLink(link, CLOSE["replaced"], "a newer connection took the seat"))
+        except MemoryError:
+            del self._leaving[link]
+            raise
 
     def announce_restart_locked(self, reason: Callable[[], str]) -> None:
         """Close every connection with 1012 (come back), after what is queued."""
@@ -339,8 +352,16 @@ class Fanout:
     # Of a shared room, by the thread that stores.
 
     def hold_back_locked(self) -> None:
-        """From now on deliver only what :meth:`release` gives back. Before anybody listens."""
-        self._held = deque()
+        """From now on deliver only what :meth:`release` gives back.
+
+        Under the queue's mutex: where the room was followed its broadcaster may be about to take out what is queued,
+        which would be delivered before it is stored.
+        """
+        with self.queue.mutex:
+            self._held = deque()
+
+    def _is_held_back(self) -> bool:
+        return self._held is not None
 
     def take_locked(self) -> tuple[list[Entry], Gap | None]:
         """Take out what is queued, to be stored."""
@@ -366,6 +387,13 @@ class Fanout:
         self._links.clear()
         self.release([Entry(item, 0) for item in (*ends, CloseAll(code, reason))], None)
 
+    def tell_last_locked(self) -> None:
+        """Have answers delivered that were put in after :meth:`abandon_locked`: nothing is stored any more."""
+        if self._held is None:
+            self.broadcaster.wake()
+        else:
+            self.release(*self.queue.drain())
+
     # Delivery: only the broadcaster's thread comes here.
 
     def drain(self) -> None:
@@ -387,7 +415,7 @@ class Fanout:
     def _drain(self) -> None:
         held = self._held
         if held is None:
-            entries, trailing = self.queue.drain()
+            entries, trailing = self.queue.drain(self._is_held_back)
         else:
             entries, trailing = held.popleft() if held else ([], None)
         if self._passed[0]:

@@ -25,6 +25,7 @@ import msgspec
 from roomkit import forks
 from roomkit.backends.base import Backend, Instance
 from roomkit.broadcaster import BroadcasterFactory, ThreadBroadcaster
+from roomkit.concurrency.turns import Turns
 from roomkit.concurrency.worker import Worker
 from roomkit.core import commands as c
 from roomkit.core.config import RoomConfig
@@ -35,6 +36,7 @@ from roomkit.core.record import load, load_events
 from roomkit.core.snapshot import Player, RoomState
 from roomkit.core.state import RoomMachine
 from roomkit.errors import (
+    BackendUnavailable,
     InvalidMessage,
     InvalidRecord,
     LimitExceeded,
@@ -55,6 +57,7 @@ from roomkit.sharing.room import SharedRoom
 log = logging.getLogger("roomkit.manager")
 
 _TOLD = frozenset(("max_players", "min_players", "owner"))  # wishes for a room that other instances are told
+_MAKING = 3.0  # seconds for which somebody with the same wish, who makes a room for it, is waited for
 _MOST_OFFERED = 20  # rooms that one instance offers another
 _RETRY = 1.0  # seconds until a room that was too busy to expire is looked at again
 
@@ -117,6 +120,8 @@ class RoomManager:
             watermark=self._watermark,
         )
         self._hooks = Worker("roomkit-hooks", self._run_hooks)
+        # Of those who want the same room at once, and find none, one makes it. Held while that is stored.
+        self._making = Turns()
         self._lock = threading.Lock()
         # Guarded by _lock:
         self._rooms: dict[str, Room] = {}
@@ -245,8 +250,11 @@ class RoomManager:
         try:
             self._admit(room, owner)
         except BaseException:
-            node.remove(room.id)
+            node.remove(room)
             raise
+        if not node.has(room):  # lost before it could be found: it goes on elsewhere
+            self._drop(room)
+            raise BackendUnavailable(f"room {room.id!r} was made, and went on elsewhere at once")
 
     def _admit(self, room: Room, owner: str | None, new: bool = True) -> None:
         """Let a new room be found, or one that was another instance's. RoomExists, LimitExceeded, ShuttingDown: it was
@@ -428,6 +436,27 @@ class RoomManager:
         options: Mapping[str, Any],
     ) -> tuple[Room, Player]:
         """Among the rooms that are this process's."""
+        found = self._join_any(player_id, name, metadata, reserve, options)
+        if found is not None:
+            return found
+        wish = repr((sorted((metadata or {}).items(), key=str), sorted(options.items(), key=str)))
+        with self._making.take(wish, _MAKING):  # who had to wait finds the room that was made meanwhile
+            found = self._join_any(player_id, name, metadata, reserve, options)
+            if found is not None:
+                return found
+            room = self._make_room(metadata=metadata, **options)
+            player = self._seat(room, player_id, name, reserve)  # before anybody else can find it
+            self._publish(room, options.get("owner"))
+            return room, player
+
+    def _join_any(
+        self,
+        player_id: str,
+        name: str | None,
+        metadata: Mapping[str, Any] | None,
+        reserve: bool,
+        options: Mapping[str, Any],
+    ) -> tuple[Room, Player] | None:
         for _, room in self.open_rooms(player_id, metadata, options):
             try:
                 return room, self._seat(room, player_id, name, reserve)
@@ -435,10 +464,7 @@ class RoomManager:
                 raise
             except RoomkitError:  # it filled up, closed or locked in the meantime: the next one
                 continue
-        room = self._make_room(metadata=metadata, **options)
-        player = self._seat(room, player_id, name, reserve)  # before anybody else can find it
-        self._publish(room, options.get("owner"))
-        return room, player
+        return None
 
     def open_rooms(
         self, player_id: str, metadata: Mapping[str, Any] | None, options: Mapping[str, Any]
@@ -481,11 +507,22 @@ class RoomManager:
             NotHost, PlayerNotFound, InvalidTransition (closed), RoomExists, LimitExceeded, ShuttingDown, RoomBusy: the
             old room is as it was and no new one is left.
         """
-        if room.followed:
-            room_id = room.call_owner("transfer", {"player_id": player_id, "new_room_id": new_room_id})
-            if answer is not None:
-                room.when_stored(lambda: answer(room_id))
+        if isinstance(room, SharedRoom) and room.followed:
+            # Its id is chosen here: whoever has to ask again asks for the same room.
+            room_id = new_room_id if new_room_id is not None else self._new_room_id()
+            room.ask_transfer(player_id, room_id, None if answer is None else lambda seq: answer(room_id))
             return self.get_room(room_id)
+        return self._transfer(room, player_id, new_room_id, answer)
+
+    def _transfer(
+        self,
+        room: Room,
+        player_id: str | None,
+        new_room_id: str | None,
+        answer: Callable[[str], None] | None = None,
+        command_id: str = "",
+    ) -> Room:
+        """``command_id``: of another instance that asks for it."""
         with room.reading() as state:
             seats, bans = room.seats_locked(), room.bans_locked()
         with self._lock:
@@ -505,10 +542,14 @@ class RoomManager:
         new.inherit(state, bans)
         self._publish(new, owner)
         try:
-            if answer is None:
+            if command_id and isinstance(room, SharedRoom):
+                room.execute_once(c.Transfer(player_id, new.id), command_id)
+            elif answer is None:
                 room.execute(c.Transfer(player_id, new.id))
             else:
                 room.submit(c.Transfer(player_id, new.id), lambda seq: answer(new.id))
+        except BackendUnavailable:  # it may have been carried out: then people are on their way there
+            raise
         except BaseException:
             new.execute(c.Close(None, "transfer failed", force=True))
             self._remove(new)
@@ -549,11 +590,15 @@ class RoomManager:
 
     def _serve_transfer(self, room_id: str, data: dict[str, Any]) -> str:
         room = self._own_room(room_id)
-        player_id, new_room_id = data.get("player_id"), data.get("new_room_id")
-        for given, what in ((player_id, "a player id"), (new_room_id, "a room id")):
-            if given is not None:
-                check_id(given, what)
-        return self.transfer(room, player_id, new_room_id=new_room_id).id
+        player_id, new_room_id, command_id = data.get("player_id"), data.get("new_room_id"), data.get("id")
+        if player_id is not None:
+            check_id(player_id, "a player id")
+        new_room_id = check_id(new_room_id, "a room id")
+        if not isinstance(command_id, str) or not 1 <= len(command_id) <= 200:
+            raise InvalidMessage("a command's id is text of 1 to 200 characters")
+        if room.acted_by(command_id) is None:  # else its answer was lost
+            self._transfer(room, player_id, new_room_id, command_id=command_id)
+        return new_room_id
 
     def _serve_remove(self, room_id: str, data: dict[str, Any]) -> None:
         self._own_room(room_id)
@@ -574,9 +619,9 @@ class RoomManager:
         room, player = self._join_or_create(wish.player_id, wish.name, wish.metadata, wish.reserve, options)
         return {"room_id": room.id, "name": player.name, "token": player.token}
 
-    def _own_room(self, room_id: str) -> Room:
+    def _own_room(self, room_id: str) -> SharedRoom:
         room = self._rooms.get(room_id)
-        if room is None or room.followed:
+        if not isinstance(room, SharedRoom) or room.followed:
             raise RoomBusy(f"room {room_id!r} goes on at another instance; try again")
         return room
 
@@ -584,7 +629,7 @@ class RoomManager:
         """It has ended."""
         known = self._drop(room)
         if known and self._node is not None:
-            self._node.remove(room.id, wait)
+            self._node.remove(room, wait)
         return known
 
     def _drop(self, room: Room) -> bool:
@@ -642,11 +687,11 @@ class RoomManager:
         for room_id, room in due:
             try:
                 if room.expire():  # checks again, under the room's lock
-                    if self._remove(room):
+                    if self._remove(room) and not room.followed:  # else it goes on at its owner
                         gone.append(room_id)
                     continue
                 deadline = room.next_deadline()
-            except RoomBusy:
+            except (RoomBusy, ShuttingDown):
                 deadline = now + _RETRY
             except BaseException:  # of a guard, SystemExit too: this room, and those behind it, would never expire
                 log.exception("room %s could not be swept; it is looked at again", room_id)

@@ -691,9 +691,9 @@ class Room:
         """
         raise RoomBusy(f"room {self.id!r} is this process's own")
 
-    def when_stored(self, tell: Callable[[], None]) -> None:
+    def when_stored(self, tell: Callable[[], None], refuse: Callable[[RoomkitError], None] | None = None) -> None:
         """Call ``tell()``. Of a room that instances share it is called as :meth:`submit` answers, once all that the
-        room has done by now is stored.
+        room has done by now is stored; ``refuse`` instead, with BackendUnavailable, when that takes too long.
 
         Raises:
             RoomBusy: of a shared room, the lock was not to be had.

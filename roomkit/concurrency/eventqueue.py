@@ -21,7 +21,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -253,9 +253,13 @@ class EventQueue(queue.Queue[Entry]):
         self._gap_types = None
         return gap
 
-    def drain(self) -> tuple[list[Entry], Gap | None]:
-        """Take out everything, and what was dropped after the last entry. Never blocks."""
+    def drain(self, unless: Callable[[], bool] | None = None) -> tuple[list[Entry], Gap | None]:
+        """Take out everything, and what was dropped after the last entry; nothing when ``unless``, which is asked under
+        ``mutex``, says yes. Never blocks.
+        """
         with self.mutex:
+            if unless is not None and unless():
+                return [], None
             entries, self.queue = self.queue, []
             gap = None if self._gap_types is None else self._take_gap()
             if self._keys:

@@ -131,7 +131,9 @@ def parse_rfc3339(text: str) -> float:
     """Unix seconds of what :func:`rfc3339` wrote; writing them again gives the same text.
 
     Raises:
-        ValueError: it is something else.
+        TypeError, ValueError: it is something else.
     """
+    if not isinstance(text, str):  # it comes from outside
+        raise TypeError(f"a time is text (got {type(text).__name__})")
     milliseconds = (datetime.fromisoformat(text.replace("Z", "+00:00")) - _EPOCH) // timedelta(milliseconds=1)
     return milliseconds / 1000

@@ -25,11 +25,12 @@ def advance(machine: RoomMachine, state: RoomState, event: Event) -> RoomState:
         status = next((status for status in machine.lifecycle.statuses if status == after.status), None)
         if status is None:
             raise ValueError(f"lifecycle {machine.lifecycle.name!r} has no status {after.status!r}")
+        if after.players is not state.players:  # first: what somebody made up may be no players
+            seats = {player.id: _seat(player) for player in after.players}
+            machine.connected_count = sum(player.connected for player in after.players)
+            machine.seats = seats
         if status != machine.status:
             machine.put_into(status)
-        if after.players is not state.players:
-            machine.seats = {player.id: _seat(player) for player in after.players}
-            machine.connected_count = sum(player.connected for player in after.players)
         machine.host = after.host
         machine.settings = dict(after.settings)
         machine.metadata = dict(after.metadata)

@@ -200,7 +200,7 @@ class RoomSession:
             data["events"] = events
         else:
             data["state"] = state.to_dict()
-        self.room.when_stored(lambda: self._reply_ack(message.id, data))
+        self.room.when_stored(lambda: self._reply_ack(message.id, data), partial(self._refuse, message.id))
 
     def _ping(self, message: m.Ping) -> None:
         self._reply_ack(message.id, {"time": rfc3339(self._server.wall_clock())})

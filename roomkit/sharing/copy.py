@@ -27,10 +27,11 @@ class Heard(NamedTuple):
 
 
 class Coming(NamedTuple):
-    """A connection whose player is being let in."""
+    """A connection whose player is being let in. ``lost``: tells whoever waits for that that it is lost."""
 
     player_id: str
     connection: Connection
+    lost: Callable[[], None]
 
 
 class Waiting:
@@ -99,6 +100,9 @@ class Outcome:
 class Post(Protocol):
     """The node, as a room that it follows sees it. Nothing blocks."""
 
+    #: Seconds for which an operation waits for the owner, or for the next one.
+    patience: float
+
     @property
     def name(self) -> str:
         """The instance's."""
@@ -115,8 +119,8 @@ class Post(Protocol):
     def behind(self, room_id: str) -> None:
         """Events of it are missing, or it could not be caught up with just now: see to it."""
 
-    #: Seconds for which an operation waits for the owner, or for the next one.
-    patience: float
+    def look_in(self, seconds: float) -> None:
+        """See who owns the rooms in so many seconds, if nobody would before that."""
 
 
 _MOST = 1000  # commands of a room that may wait for its owner
@@ -131,7 +135,9 @@ class Copy:
         state: what the room looked like after the last event; guarded by the room's write lock.
         hole: events are missing. broken: what was heard makes no sense: the room is to be looked at anew.
         late: how far the room was when it was last asked, for the thread that looks after it.
-        ended: why nothing is asked any more; set once, by the thread that abandons the room.
+        turned_away: whoever was taken for the owner has said that it is not: seconds until it is looked who is, more
+            each time; 0: nobody has.
+        ended: why nothing is asked any more; set by the thread that abandons the room, or lets go of it.
 
     ``waiting`` and ``coming`` are only ever touched in single steps (put, pop, a copy of all).
 
@@ -150,6 +156,7 @@ class Copy:
         "owner",
         "post",
         "state",
+        "turned_away",
         "waiting",
     )
 
@@ -164,6 +171,7 @@ class Copy:
         self.hole = False
         self.broken = False
         self.late = 0
+        self.turned_away = 0.0
         self.ended: Callable[[], RoomkitError] | None = None
         self.idle_since = post.now()
 
@@ -182,8 +190,9 @@ class Copy:
             raise RoomBusy(f"{_MOST} operations wait for the owner of room {letter.room!r}; try again")
         waiting = Waiting(letter, done, refused, self.post.now(), self.post.patience)
         self.waiting[letter.id] = waiting
-        if self.ended is not None and self.waiting.pop(letter.id, None) is not None:
-            raise self.ended()
+        ended = self.ended  # once: whoever was about to let go of the room may change its mind
+        if ended is not None and self.waiting.pop(letter.id, None) is not None:
+            raise ended()
         self.send(waiting)
 
     def send(self, waiting: Waiting) -> None:
@@ -191,6 +200,14 @@ class Copy:
         waiting.to = self.owner
         waiting.sent_at = self.post.now()
         self.post.post(waiting.to, waiting.letter)
+
+    def withdraw(self, number: int) -> None:
+        """A connection is lost whose player is not let in yet: this is not asked for again. Carried out late, it would
+        take the seat from the connection with which the player came back.
+        """
+        for letter_id, waiting in list(self.waiting.items()):
+            if isinstance(waiting.letter, Ask) and waiting.letter.number == number:
+                self.waiting.pop(letter_id, None)
 
     def give_up(self, connection_of: str, number: int, room_id: str) -> None:
         """A connection is lost: the owner begins its player's grace."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from roomkit.concurrency.worker import Worker
-from roomkit.errors import BackendUnavailable, RoomBusy, RoomkitError
+from roomkit.errors import BackendUnavailable, RoomBusy, RoomkitError, ShuttingDown
 from roomkit.metrics import Tally
 from roomkit.sharing.copy import Post
 from roomkit.sharing.letters import Any_, Ask, Call, Done, Gone, Present, Refused
@@ -19,18 +20,46 @@ log = logging.getLogger("roomkit.sharing")
 
 _THREADS = 4
 _MOST = 5000  # letters that may wait for one of them
+_REMEMBERED = 10_000  # answers; what is asked again is asked within seconds
 
 #: What an instance can be called for besides commands of a room: name -> function of (room id, data).
 Handlers = Mapping[str, Callable[[str, dict[str, Any]], Any]]
 
 
+class Answers:
+    """What was answered, by who asked and the id. It is asked again when the answer is late or lost: then it gets the
+    same answer, and is not carried out after all because a seat is free by now, say. What caused events is known
+    by the room (``OwnedRoom.acted_by``).
+
+    Thread safety: full.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Guarded by _lock:
+        self._given: dict[tuple[str, str], Done | Refused] = {}
+
+    def get(self, asked: Ask | Call) -> Done | Refused | None:
+        """The answer, if there was one."""
+        with self._lock:
+            return self._given.get((asked.sender, asked.id))
+
+    def keep(self, asked: Ask | Call, answer: Done | Refused) -> None:
+        """For when it is asked again."""
+        with self._lock:
+            self._given[asked.sender, asked.id] = answer
+            if len(self._given) > _REMEMBERED:
+                del self._given[next(iter(self._given))]
+
+
 class Reply:
     """Tells the instance that asked once it is stored. See Waits."""
 
-    __slots__ = ("_ask", "_post", "_room", "again", "seq")
+    __slots__ = ("_answers", "_ask", "_post", "_room", "again", "seq")
 
-    def __init__(self, post: Post, room: SharedRoom, ask: Ask) -> None:
+    def __init__(self, post: Post, room: SharedRoom, ask: Ask, answers: Answers) -> None:
         self.seq = 0
+        self._answers = answers
         self.again = room.acted_by(ask.id) is not None  # it was carried out before
         self._post = post
         self._room = room
@@ -44,7 +73,9 @@ class Reply:
             return
         acted = self._room.acted_by(ask.id)
         if acted is None:
-            post.post(ask.sender, Done(post.name, ask.room, ask.id, 0, self.seq))
+            answer = Done(post.name, ask.room, ask.id, 0, self.seq)
+            self._answers.keep(ask, answer)
+            post.post(ask.sender, answer)
         elif self.again or ask.sender == post.name:
             post.post(ask.sender, Done(post.name, ask.room, ask.id, acted.first, acted.last))
 
@@ -63,6 +94,7 @@ class Desk:
         self._find = find
         self._handlers = handlers
         self._tally = tally
+        self._answers = Answers()
         self._letters: list[deque[Any_]] = [deque() for _ in range(_THREADS)]
         self._workers = [Worker(f"roomkit-desk-{n}", self._work(n)) for n in range(_THREADS)]
 
@@ -81,8 +113,7 @@ class Desk:
             self._tally.add("letters_left_out")
             return
         letters.append(letter)
-        if len(letters) == 1:  # else its thread looks once more, after the one before
-            self._workers[at].wake()
+        self._workers[at].wake()  # each time: whether its thread looks once more cannot be seen from here
 
     def stop(self, timeout: float) -> bool:
         """End the threads; whether they have within so many seconds each."""
@@ -97,7 +128,7 @@ class Desk:
                 letter = letters.popleft()
                 try:
                     self._handle(letter)
-                except RoomBusy:  # what it was about is told again
+                except (RoomBusy, ShuttingDown):  # what it was about is told again, to whoever has the room then
                     pass
                 except BaseException:
                     log.exception("a letter about room %s could not be handled", letter.room)
@@ -115,30 +146,65 @@ class Desk:
                 return
             if isinstance(letter, Gone):
                 room.serve_gone(letter)
-            elif isinstance(letter, Present):
+            else:
+                assert isinstance(letter, Present)  # what is an answer is not for a desk
                 room.serve_present(self._post, letter)
 
     def _carry_out(self, ask: Ask) -> None:
         post = self._post
         room = self._find(ask.room)
-        if room is None:
+        if room is None or (ask.epoch and ask.epoch != room.epoch):  # or made anew: who asks will find that out
             post.post(ask.sender, Refused(post.name, ask.room, ask.id, elsewhere=True))
+            return
+        answer = self._answers.get(ask)
+        if answer is not None:
+            post.post(ask.sender, answer)
             return
         self._tally.add("forwards_served")
         try:
-            room.serve(post, ask, Reply(post, room, ask))
+            room.serve(post, ask, Reply(post, room, ask, self._answers))
+            return
         except RoomkitError as error:
-            elsewhere = not room.takes_operations
-            post.post(ask.sender, Refused(post.name, ask.room, ask.id, error.code, str(error), elsewhere))
+            # Who asked was this instance, before it owned the room: there is nobody else to ask.
+            elsewhere = not room.takes_operations and ask.sender != post.name
+            answer = Refused(post.name, ask.room, ask.id, error.code, str(error), elsewhere)
+        except Exception as error:  # of a lifecycle's check, say: who asked need not wait for nothing
+            if room.acted_by(ask.id) is not None:  # and it was carried out: its event tells so
+                raise
+            answer = _failed(post, ask, error)
+        if not answer.elsewhere:
+            self._answers.keep(ask, answer)
+        post.post(ask.sender, answer)
 
     def _call(self, call: Call) -> None:
         post = self._post
+        answer = self._answers.get(call)
+        if answer is not None:
+            post.post(call.sender, answer)
+            return
         handler = self._handlers.get(call.what)
         try:
             if handler is None:
                 raise BackendUnavailable(f"instance {post.name!r} knows no {call.what[:64]!r}")
             data = handler(call.room, call.data)
         except RoomkitError as error:
-            post.post(call.sender, Refused(post.name, call.room, call.id, error.code, str(error)))
+            answer = Refused(post.name, call.room, call.id, error.code, str(error))
+        except Exception as error:
+            answer = _failed(post, call, error)
         else:
-            post.post(call.sender, Done(post.name, call.room, call.id, data=data))
+            answer = Done(post.name, call.room, call.id, data=data)
+        if _is_small(answer):  # what only looks may be looked at again
+            self._answers.keep(call, answer)
+        post.post(call.sender, answer)
+
+
+def _failed(post: Post, asked: Ask | Call, error: Exception) -> Refused:
+    """The answer to what failed in a way that nobody meant to tell of: whatever the error says stays in the log."""
+    log.exception("what instance %.200r asked about room %s failed", asked.sender, asked.room)
+    sentence = f"the operation failed at the room's owner: {type(error).__name__}"
+    return Refused(post.name, asked.room, asked.id, RoomkitError.code, sentence)
+
+
+def _is_small(answer: Done | Refused) -> bool:
+    """Whether it can be kept for long."""
+    return isinstance(answer, Refused) or answer.data is None or isinstance(answer.data, str)

@@ -20,12 +20,14 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from roomkit.backends.base import Backend, Ear, Events, Held, Position
-from roomkit.errors import BackendUnavailable, InvalidRecord, RoomBusy, RoomNotFound, error_for
+from roomkit.concurrency.turns import Turns
+from roomkit.errors import BackendUnavailable, InvalidRecord, RoomBusy, RoomNotFound, ShuttingDown, error_for
 from roomkit.metrics import Tally
+from roomkit.room import Room
 from roomkit.sharing import letters as mail
 from roomkit.sharing.copy import Copy, Heard, Outcome
 from roomkit.sharing.room import SharedRoom
@@ -90,6 +92,8 @@ class Following:
         self._claim = claim  # a room that nobody owns
         self._ear: Ear | None = None
         self._numbers = itertools.count(1)
+        self._starting = Turns()
+        self._closed = False  # changed in its turn
         self._lock = threading.Lock()
         # Guarded by _lock:
         self._out: dict[str, list[mail.Any_]] = {}
@@ -101,6 +105,7 @@ class Following:
         self._stuck_until = 0.0
         self._look_at = 0.0
         self._present_at = 0.0
+        self._hurry_at = float("inf")  # a look that somebody wants sooner; set by any, in single steps
 
     # Post, for the rooms.
 
@@ -132,6 +137,11 @@ class Following:
             self._behind[room_id] = None
         self._wake()
 
+    def look_in(self, seconds: float) -> None:
+        """See Post."""
+        self._hurry_at = min(self._hurry_at, self._clock() + seconds)
+        self._wake()
+
     @property
     def pressing(self) -> bool:
         """Whether there is something to send or to catch up with."""
@@ -150,7 +160,7 @@ class Following:
         try:
             letters = mail.decode(body)
         except ValueError as error:
-            log.error("a letter makes no sense: %s", error)
+            log.error("a letter makes no sense: %.200r", str(error))  # whose words it repeats nobody knows
             self._tally.add("letters_left_out")
             return
         for letter in letters:
@@ -175,22 +185,25 @@ class Following:
 
     def hear_again(self) -> None:
         """See Listener."""
+        rooms = list(self.rooms.values())
+        for room in rooms:  # first: the thread looks once
+            room.copy_of.hole = True
         with self._lock:
-            self._behind.update(dict.fromkeys(self.rooms))
-        for room in list(self.rooms.values()):
-            if room.copy is not None:
-                room.copy.hole = True
+            self._behind.update(dict.fromkeys(room.id for room in rooms))
         self._wake()
 
     # Beginning and end.
 
     def start(self) -> None:
-        """Listen."""
-        if self._ear is None:
-            self._ear = self._backend.listen(self.name, self)
+        """Listen. Whoever calls this second does not come back before the first one listens."""
+        with self._starting.take("", self._backend.timeout) as mine:  # who listens has not to wait
+            if mine and self._ear is None and not self._closed:
+                self._ear = self._backend.listen(self.name, self)
 
     def close(self, timeout: float) -> bool:
         """Hear nothing more; whether the threads ended in so many seconds."""
+        with self._starting.take("", timeout):
+            self._closed = True
         return self._ear is None or self._ear.close(timeout)
 
     def follow(self, room_id: str, owner: str) -> SharedRoom:
@@ -201,9 +214,10 @@ class Following:
         Raises:
             RoomNotFound, InvalidRecord, BackendUnavailable, ShuttingDown: it is not followed.
         """
-        assert self._ear is not None
-        self._ear.follow([room_id])
+        if self._ear is None:
+            raise ShuttingDown("the instance is shutting down")
         try:
+            self._ear.follow([room_id])
             stored = self._backend.look(room_id)
             if stored is None:
                 raise RoomNotFound(f"there is no room {room_id!r}")
@@ -217,6 +231,9 @@ class Following:
             self.rooms.pop(room_id, None)
             self._ear.unfollow([room_id])
             raise
+        if self.rooms.get(room_id) is not room:  # let go of before it could be found
+            self._rooms.lose(room)
+            raise BackendUnavailable(f"room {room_id!r} went on elsewhere while it was looked for")
         self._tally.add("rooms_followed")
         room.copy_of.hole = True  # what came between the record and now
         self.behind(room_id)
@@ -226,18 +243,19 @@ class Following:
         found = self._backend.read(room_id, upto.epoch, after, max(1, upto.seq - after))
         return () if found is None else found.events[: max(0, upto.seq - after)]
 
-    def let_go(self, room: SharedRoom) -> None:
+    def let_go(self, room: Room) -> None:
         """It is not followed any more."""
         if self.rooms.get(room.id) is room:
             del self.rooms[room.id]
-            if self._ear is not None:
-                self._ear.unfollow([room.id])
+            assert self._ear is not None
+            self._ear.unfollow([room.id])
 
     def reset(self, room: SharedRoom, why: str) -> None:
         """What is known of it cannot be gone on with: who is connected comes back, and begins anew. Raises RoomBusy."""
         room.abandon(_LOCK, "come back")
-        log.warning("room %s is not followed any more: %s", room.id, why)
-        self._tally.add("follows_broken_off")
+        if not room.glance().closed:  # else its people know, and have gone
+            log.warning("room %s is not followed any more: %s", room.id, why)
+            self._tally.add("follows_broken_off")
         self.let_go(room)
         self._rooms.lose(room)
 
@@ -262,7 +280,7 @@ class Following:
             try:
                 answers[name] = outcome.wait("", max(0.0, end - self._clock()))
             except Exception as error:
-                log.warning("instance %s did not answer: %s", name, error)
+                log.warning("instance %s did not answer: %.200r", name, str(error))
         with self._lock:
             for call_id in ids:
                 self._calls.pop(call_id, None)
@@ -271,7 +289,11 @@ class Following:
     # The thread.
 
     def flush(self) -> bool:
-        """Send what was posted; whether there was anything. Raises BackendUnavailable: it is lost."""
+        """Send what was posted; whether there was anything.
+
+        Raises:
+            BackendUnavailable: it may be lost; what of it is waited for is asked again with the next look, now.
+        """
         with self._lock:
             out, self._out = self._out, {}
             self._waiting = 0
@@ -280,13 +302,27 @@ class Following:
             if to == self.name:
                 for letter in letters:
                     self._sort(letter)
-            elif to:
+            else:
                 bodies.append((to, mail.encode(letters)))
         if bodies:
             self._tally.add("letters_sent", count=len(bodies))
-            if not all(self._backend.send(bodies)):
+            try:
+                heard = self._backend.send(bodies)
+            except BackendUnavailable:  # a connection that broke unnoticed, say: nobody's pause is a second for that
+                self._ask_again(letter for letters in out.values() for letter in letters)
+                raise
+            if not all(heard):
                 self._look_at = 0.0  # somebody is gone
         return bool(bodies)
+
+    def _ask_again(self, letters: Iterable[mail.Any_]) -> None:
+        for letter in letters:
+            room = self.rooms.get(letter.room)
+            if room is not None and isinstance(letter, mail.Ask | mail.Call):
+                waiting = room.copy_of.waiting.get(letter.id)
+                if waiting is not None:
+                    waiting.sent_at = float("-inf")
+        self.look_in(0.0)
 
     def catch_up(self) -> bool:
         """Read what was not heard; whether the store was asked.
@@ -361,14 +397,15 @@ class Following:
 
     def next_look(self) -> float:
         """When :meth:`look_after` has something to do."""
-        return self._look_at if self.rooms else float("inf")
+        return min(self._look_at, self._hurry_at) if self.rooms else float("inf")
 
     def look_after(self) -> bool:
         """How far the rooms are, who owns them, what has to be asked again; whether the store was asked."""
         now = self._clock()
         rooms = list(self.rooms.values())
-        if not rooms or now < self._look_at:
+        if not rooms or now < min(self._look_at, self._hurry_at):
             return False
+        self._hurry_at = float("inf")
         present = now >= self._present_at
         lag = 0
         for begin in range(0, len(rooms), _BATCH):
@@ -388,6 +425,21 @@ class Following:
         if present:
             self._present_at = now + self._backend.lease_ttl / 3
         return True
+
+    def give_up(self) -> None:
+        """Refuse what no owner has answered in time; :meth:`look_after` does so only while the store answers."""
+        now = self._clock()
+        for room in list(self.rooms.values()):
+            try:
+                self._give_up(room, room.copy_of, now)
+            except RoomBusy:
+                pass  # the next time
+
+    def _give_up(self, room: SharedRoom, copy: Copy, now: float) -> None:
+        for waiting in list(copy.waiting.values()):
+            if now >= waiting.deadline:
+                why = "no owner of the room has answered; it may have been carried out or not"
+                room.give_up_waiting(waiting.letter.id, BackendUnavailable(why), _LOCK)
 
     def _look(
         self, room: SharedRoom, copy: Copy, position: Position | None, holder: Held | None, now: float, present: bool
@@ -409,12 +461,15 @@ class Following:
             copy.owner = holder.instance
         if copy.owner != self.name and (moved or present):
             self.post(copy.owner, room.present(_LOCK))
+        self._give_up(room, copy, now)
         for waiting in list(copy.waiting.values()):
-            if now >= waiting.deadline:
-                why = "no owner of the room has answered; it may have been carried out or not"
-                room.give_up_waiting(waiting.letter.id, BackendUnavailable(why), _LOCK)
-            elif moved or now >= waiting.sent_at + _AGAIN:
+            if waiting.to != copy.owner or now >= waiting.sent_at + _AGAIN:
                 self._tally.add("forwards_sent_again")
                 copy.send(waiting)
         if holder is None and copy.waiting:
             self._claim(room.id)
+        if moved or not copy.waiting:
+            copy.turned_away = 0.0
+        elif copy.turned_away:  # it is being handed over: soon, and then less and less often
+            copy.turned_away = min(_LOOK, 2 * copy.turned_away)
+            self.look_in(copy.turned_away)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -55,6 +56,33 @@ class Waiter:
             raise BackendUnavailable(f"room {room_id!r} went on elsewhere before its change was confirmed")
 
 
+class Pledge:
+    """An answer that comes once what it is about is stored; when that takes too long, a refusal instead: nobody knows.
+
+    Both by the thread that delivers the room's events, so one of them only. ``due``: when it takes too long.
+    """
+
+    __slots__ = ("_refuse", "_tell", "due", "settled")
+
+    def __init__(self, tell: Callable[[], None], refuse: Callable[[RoomkitError], None], due: float) -> None:
+        self.due = due
+        self.settled = False
+        self._tell = tell
+        self._refuse = refuse
+
+    def keep(self) -> None:
+        """It is stored."""
+        if not self.settled:
+            self.settled = True
+            self._tell()
+
+    def give_up(self) -> None:
+        """It is not yet, and may be stored all the same."""
+        if not self.settled:
+            self.settled = True
+            self._refuse(BackendUnavailable("the store did not answer in time; it may have been carried out or not"))
+
+
 class Step(NamedTuple):
     """What a room did since its last step, taken out of it to be stored, and then delivered.
 
@@ -98,6 +126,7 @@ class Journal:
         "lease",
         "lost",
         "patience",
+        "pledges",
         "refusal",
         "removing",
         "revision",
@@ -128,6 +157,7 @@ class Journal:
         # Guarded by the room's write lock:
         self.changed = False
         self.acted: dict[str, Acted] = {}
+        self.pledges: deque[Pledge] = deque()  # in the order in which they are due
         self._acted: list[Acted] = []  # since the last step
         self._events: list[Event] = []
         self._waiters: list[Waits] = []
@@ -171,9 +201,25 @@ class Journal:
         if len(self.acted) > _REMEMBERED:
             del self.acted[next(iter(self.acted))]
 
+    def pledge_locked(self, tell: Callable[[], None], refuse: Callable[[RoomkitError], None]) -> Callable[[], None]:
+        """Have the sender of an operation answered in time; what tells it that it is stored."""
+        pledge = Pledge(tell, refuse, self._clock() + self.patience)
+        self.pledges.append(pledge)
+        return pledge.keep
+
+    def overdue_locked(self) -> list[Pledge]:
+        """Those that are due, and not kept; they are forgotten here."""
+        now, pledges, overdue = self._clock(), self.pledges, []
+        while pledges and (pledges[0].settled or pledges[0].due <= now):
+            overdue.append(pledges.popleft())
+        return [pledge for pledge in overdue if not pledge.settled]
+
     def take_locked(self, seq: int) -> tuple[list[Event], list[Acted], list[Waits]]:
         """What the next step is to hold, which ends with ``seq``."""
         events, acted, waiters = self._events, self._acted, self._waiters
         self.changed, self._events, self._acted, self._waiters = False, [], [], []
+        pledges = self.pledges
+        while pledges and pledges[0].settled:
+            pledges.popleft()
         whole = not events or (events[-1].seq == seq and events[-1].seq - events[0].seq == len(events) - 1)
         return (events, acted, waiters) if whole else ([], [], waiters)

@@ -16,6 +16,12 @@ import msgspec
 from roomkit.core import commands as c
 from roomkit.core.events import MAX_DEPTH, too_deep
 from roomkit.core.ids import check_id, check_name
+from roomkit.core.state import check_song_id
+
+# What a room holds may nest MAX_DEPTH deep, and stands deeper in here: an event's data in an event, in a list of them,
+# in an answer's data, in a letter, in a list of letters.
+_MAX_DEPTH = MAX_DEPTH + 10
+_REASONS = frozenset({"left", "kicked", "banned", "expired"})
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Number = Annotated[int, msgspec.Meta(ge=0)]
@@ -29,13 +35,14 @@ class Letter(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Ask(Letter, frozen=True, tag="ask"):
-    """To the owner: carry this out, once for this ``id``. ``number``: of the connection that comes with a Join or a
-    Connect.
+    """To the owner: carry this out, once for this ``id``, in the room of this ``epoch`` and not in one that was made
+    anew under its name. ``number``: of the connection that comes with a Join or a Connect.
     """
 
     id: Id
     command: c.Command
     number: Number = 0
+    epoch: str = ""
 
 
 class Call(Letter, frozen=True, tag="call"):
@@ -107,12 +114,9 @@ def decode(body: bytes) -> list[Any_]:
     Raises:
         ValueError: it is none that an instance wrote.
     """
-    try:
-        if too_deep(body.decode(), MAX_DEPTH + 4):
-            raise ValueError("it nests too deep")
-        letters = _decode(body)
-    except RecursionError:
-        raise ValueError("it nests too deep") from None
+    if too_deep(body.decode(), _MAX_DEPTH):
+        raise ValueError("it nests too deep")
+    letters = _decode(body)
     for letter in letters:
         _check(letter)
     return letters
@@ -133,6 +137,13 @@ def _check(letter: Any_) -> None:
             check_id(who, "a player id")
         if isinstance(command, c.Join | c.AddPlayer):
             check_name(command.name, command.player_id)
+            if not 1 <= len(command.new_token) <= 256:
+                raise ValueError("a seat's token is text of 1 to 256 characters")
+        elif isinstance(command, c.RemovePlayer):
+            if command.reason not in _REASONS:
+                raise ValueError("nobody leaves for that reason")
+        elif isinstance(command, c.UpdateSettings) and command.song:
+            check_song_id(command.settings.get("song_id"))
         elif isinstance(command, c.Kick):
             check_id(command.target_id, "a player id")
         elif isinstance(command, c.Transfer):

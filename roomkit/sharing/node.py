@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
@@ -32,6 +32,7 @@ from roomkit.core.record import load_elsewhere
 from roomkit.core.state import RoomMachine
 from roomkit.errors import BackendUnavailable, InvalidRecord, RoomBusy, RoomExists, RoomNotFound, ShuttingDown
 from roomkit.metrics import Tally
+from roomkit.room import Room
 from roomkit.sharing.desk import Desk, Handlers
 from roomkit.sharing.elsewhere import Elsewhere
 from roomkit.sharing.following import Following
@@ -117,7 +118,7 @@ class Node:
         self.following = Following(
             backend, instance.name, rooms, tally, clock, self._wake, self._take, self._owned, self._claim_soon
         )
-        self.elsewhere = Elsewhere(backend, self.following)
+        self.elsewhere = Elsewhere(backend, self.following, self.start)
         self._desk = Desk(self.following, self._owned, handlers, tally)
         self._alive: frozenset[str] = frozenset()  # the other instances, when it was last looked
         # Guarded by _condition:
@@ -152,6 +153,10 @@ class Node:
         journal = self._journals.get(room_id)
         return None if journal is None else journal.room
 
+    def has(self, room: SharedRoom) -> bool:
+        """Whether it owns this very room."""
+        return self._owned(room.id) is room
+
     def stats(self) -> dict[str, Any]:
         """How this instance is doing: at this moment, and counted since its start."""
         return {
@@ -182,11 +187,7 @@ class Node:
                 thread = threading.Thread(target=self._run, name="roomkit-store", daemon=True)
                 thread.start()
                 self._thread = thread
-                started = True
-            else:
-                started = False
-        if started:
-            self.following.start()
+        self.following.start()  # by each: nobody goes after a room before this instance listens
 
     def create(self, room: SharedRoom) -> None:
         """Store a room that nobody knows yet, as this instance's. Blocks for some three of the store's answers.
@@ -263,15 +264,19 @@ class Node:
             self._opened(room_id)
             self._backend.release([lease])
             raise
-        room.welcome_back(elsewhere, alive, self.following)
+        self._retried(lambda: room.welcome_back(elsewhere, alive, self.following))
         try:
             self._know(journal, room)
             self._rooms.take_over(room)
-        except ShuttingDown:
+        except ShuttingDown:  # who was connected while it was followed is waiting for a close that is never stored
             self._opened(room_id)
             self._forget(journal)
+            self._retried(lambda: room.abandon(_LOCK, "come back"))
             self._backend.release([lease], orphan=True)
             raise
+        if journal.room is None:  # lost before it could be found
+            self._rooms.lose(room)
+            raise BackendUnavailable(f"room {room_id!r} went on elsewhere while it was opened")
         self._tally.add("rooms_taken_over")
         journal.mark()
         copy = room.copy
@@ -290,7 +295,11 @@ class Node:
         return room, journal
 
     def _gone_on_with(self, lease: Lease, stored: Stored, acted: list[Acted]) -> tuple[SharedRoom, Journal] | None:
-        """A room that is followed here becomes this instance's; None: it is not, or not all of it is known."""
+        """A room that is followed here becomes this instance's; None: it is not, or not all of it is known.
+
+        Raises:
+            RoomBusy: a reader is in it; nothing changed.
+        """
         room = self.following.rooms.get(lease.scope)
         if room is None:
             return None
@@ -299,18 +308,21 @@ class Node:
         try:
             self.following.fill(room)
             self._read(room.id, stored.position, machine.epoch, max(0, machine.seq - _LAST), acted)
-            journal.step = room.go_on_with(machine, journal, acted)
-        except (InvalidRecord, RoomBusy) as error:
+            room.go_on_with(machine, journal, acted)
+        except InvalidRecord as error:
             acted.clear()
-            self._break_off(room, str(error))
+            why = str(error)
+            self._retried(lambda: self.following.reset(room, why))
             return None
         self.following.let_go(room)
         return room, journal
 
-    def _break_off(self, room: SharedRoom, why: str) -> None:
-        while True:  # its lock may be held; it refuses everything already
+    @staticmethod
+    def _retried(step: Callable[[], object]) -> None:
+        """What can not be left half done, until the room's lock is free."""
+        while True:
             try:
-                self.following.reset(room, why)
+                step()
                 return
             except RoomBusy:
                 time.sleep(_PAUSE)
@@ -348,16 +360,17 @@ class Node:
                 break
         return events[: max(0, upto.seq - after)]  # what follows is of somebody who came after us
 
-    def remove(self, room_id: str, wait: bool = False) -> None:
-        """A room that is not found here any more: once all that it did is stored it is taken out of the store.
+    def remove(self, room: Room, wait: bool = False) -> None:
+        """A room that is not found here any more: once all that it did is stored it is taken out of the store. One that
+        is only followed is let go of.
 
         ``wait``: until then, but for so long at most as the store is waited for.
         """
-        room = self.following.rooms.get(room_id)
-        if room is not None:
+        if room.followed:
             self.following.let_go(room)
-        journal = self._journals.get(room_id)
-        if journal is not None:
+            return
+        journal = room.journal if isinstance(room, SharedRoom) else None  # it may be just about to be known here
+        if journal is not None and journal.room is room:
             journal.removing = True
             journal.mark()
             if wait:
@@ -494,11 +507,21 @@ class Node:
             if self.reachable:
                 self.reachable = False
                 log.warning("the store of the rooms does not answer; what they do waits: %s", error)
+            self._give_up()
         except BaseException:  # SystemExit too: without this thread nothing would ever be told
             log.exception("the thread that stores rooms failed and goes on")
         else:
             return True
         return False
+
+    def _give_up(self) -> None:
+        """What people wait for waits no longer than it may, however long the store does not answer."""
+        self.following.give_up()
+        for journal in list(self._journals.values()):
+            room = journal.room
+            if room is not None:
+                with suppress(RoomBusy):  # the next time
+                    room.give_up_answers(_LOCK)
 
     # Steps.
 
@@ -581,7 +604,14 @@ class Node:
     def _removed(self, journal: Journal) -> None:
         """Whatever the outcome: who has it instead will take it away."""
         self._backend.release([journal.lease])
+        room = journal.room
+        if room is not None and room.copy is not None and room.copy.waiting:
+            # Asked before it was this instance's, and not carried out before it ended: nobody else would tell them so.
+            with suppress(RoomBusy):
+                room.abandon(_PAUSE, "the room has ended")
         self._forget(journal)
+        if room is not None:  # it may have been let be found just when it had ended
+            self._rooms.lose(room)
 
     # When a commit is refused.
 
@@ -653,11 +683,14 @@ class Node:
         return due
 
     def _look_around(self) -> None:
-        """Whoever was connected at an instance that is gone begins its grace."""
+        """Whoever was connected at an instance that is gone, or does not follow the room any more, begins its grace."""
         alive = frozenset(instance.name for instance in self._backend.instances())
         gone, self._alive = self._alive - alive, alive
-        for name in gone - {self.instance.name}:
-            for room_id in list(self._journals):
+        since = self._clock() - 2 * self._backend.lease_ttl
+        for room_id, journal in list(self._journals.items()):
+            room = journal.room
+            unheard = [] if room is None else room.unheard(since)
+            for name in sorted({*gone, *unheard} - {self.instance.name}):
                 self._desk.take(Present(name, room_id, sys.maxsize))
 
     def _renew(self) -> None:
@@ -707,10 +740,10 @@ class Node:
         return adopted > 0
 
     def _adopt_one(self, lease: Lease) -> bool:
-        """Whether it is this instance's now. Raises BackendUnavailable: it is tried again."""
+        """Whether it is this instance's now; one that was busy is tried again. Raises BackendUnavailable: likewise."""
         try:
             self._take_over(lease, lease.scope)
-        except (RoomNotFound, ShuttingDown):
+        except (RoomNotFound, ShuttingDown, RoomBusy):
             return False
         except BackendUnavailable:
             raise
@@ -727,12 +760,16 @@ class Node:
         """Give up every lease; rooms whose steps are not stored by now are given up with what nobody was told."""
         with self._condition:
             journals = list(self._journals.values())
+            marked = set(self._marked.values())  # there may be nothing to store, and closes to be delivered
         for journal in journals:
             room = journal.room
-            if room is not None and (journal.step is not None or journal.changed or journal.lost):
+            left = journal.step is not None or journal.changed or journal.lost or journal in marked
+            if room is not None and left:
                 self._gave_up = True
                 self._lose(journal, room)
         for room in list(self.following.rooms.values()):
+            with suppress(RoomBusy):  # its connections were told; so is who waits
+                room.abandon(_LOCK, "come back")
             self.following.let_go(room)
         try:
             self.following.flush()

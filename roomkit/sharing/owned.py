@@ -4,16 +4,19 @@ nothing leaves it before that. It also serves instances that follow it (``sharin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from roomkit.backends.base import Acted, Position
+from roomkit.concurrency.eventqueue import Entry
 from roomkit.core import commands as c
 from roomkit.core.events import Event
 from roomkit.core.record import dump
+from roomkit.core.snapshot import Player
 from roomkit.core.state import RoomMachine
-from roomkit.delivery import Link
-from roomkit.errors import CLOSE, InvalidRecord, RoomBusy, RoomkitError, ShuttingDown
+from roomkit.delivery import Answer, Link
+from roomkit.errors import CLOSE, InvalidRecord, PlayerNotFound, RoomBusy, RoomkitError, ShuttingDown
 from roomkit.room import Room
 from roomkit.sharing.copy import Post
 from roomkit.sharing.journal import Journal, Step, Waiter, Waits
@@ -60,10 +63,11 @@ class OwnedRoom(Room):
 
     shared = True
 
-    __slots__ = ("_journal",)
+    __slots__ = ("_heard_of", "_journal")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._heard_of: dict[str, float] = {}  # when instances told last that they have connections; in single steps
         # Set before anybody can find the room; until then it is like any other.
         self._journal: Journal | None = None
 
@@ -86,6 +90,14 @@ class OwnedRoom(Room):
         if waiter is not None:
             waiter.wait(self.id, journal.patience)
         return events
+
+    def execute_once(self, command: c.Command, command_id: str) -> None:
+        """:meth:`execute`, once for each ``command_id``: it may come again, also to the next owner."""
+        journal = self._journal
+        assert journal is not None
+        waiter = Waiter()
+        self._carry_out(journal, command, None, None, waiter, command_id)
+        waiter.wait(self.id, journal.patience)
 
     def _carry_out(
         self,
@@ -137,15 +149,31 @@ class OwnedRoom(Room):
         def told(events: list[Event]) -> None:
             if answer is not None:
                 seq = events[-1].seq if events else self._machine.seq
-                self._fanout.answer_locked(lambda: answer(seq))
+                self._answer_locked(lambda: answer(seq), refuse)
 
         self.execute(command, told, wait=False)
 
-    def when_stored(self, tell: Callable[[], None]) -> None:
+    def when_stored(self, tell: Callable[[], None], refuse: Callable[[RoomkitError], None] | None = None) -> None:
         """See Room."""
         with self._lock.write(self._config.busy_timeout):
-            self._fanout.answer_locked(tell)
+            self._answer_locked(tell, refuse)
         self._told()
+
+    def _answer_locked(self, tell: Callable[[], None], refuse: Callable[[RoomkitError], None] | None) -> None:
+        """Have it told once what is queued is stored; where that takes too long ``refuse`` is called instead."""
+        journal = self._journal
+        if journal is not None and refuse is not None:
+            tell = journal.pledge_locked(tell, refuse)
+        self._fanout.answer_locked(tell)
+
+    def give_up_answers(self, timeout: float) -> None:
+        """The store does not answer: refuse what has waited for too long. Raises RoomBusy."""
+        journal = self._journal
+        if journal is None or not journal.pledges:
+            return
+        with self._lock.write(timeout):
+            overdue = journal.overdue_locked()
+        self._fanout.release([Entry(Answer(pledge.give_up), 0) for pledge in overdue], None)
 
     def _told(self) -> None:
         """Something is in the queue that no operation put there: have it delivered."""
@@ -164,8 +192,7 @@ class OwnedRoom(Room):
             RoomkitError: nothing changed, ``reply`` is not told.
         """
         journal = self._journal
-        if journal is None:
-            raise RoomBusy(f"room {self.id!r} is not here")
+        assert journal is not None
         elsewhere = ask.number and ask.sender != post.name
 
         def attach(events: list[Event]) -> None:
@@ -173,25 +200,44 @@ class OwnedRoom(Room):
             if elsewhere and not self._machine.closed:
                 player_id = getattr(ask.command, "player_id", "")
                 self._attach_remote_locked(post, ask.sender, ask.number, player_id)
+            self._carried_out_locked(ask, events)
 
-        self._carry_out(journal, ask.command, attach, None, reply, ask.id)
+        self._carry_out(journal, ask.command, attach, lambda: self._is_wanted(ask), reply, ask.id)
+
+    def _is_wanted(self, ask: Ask) -> bool:
+        """Under the write lock: whether it is to be carried out still."""
+        return True
+
+    def _carried_out_locked(self, ask: Ask, events: Sequence[Event]) -> None:
+        """It was, with these events."""
 
     def _attach_remote_locked(self, post: Post, instance: str, number: int, player_id: str) -> None:
         link = self._fanout.find_locked(player_id)
+        self._heard_of[instance] = self._runtime.clock()
         if link is None or not _is_at(link, instance, number):
             remote = Remote(post, instance, number, self.id, player_id)
             self._fanout.attach_remote_locked(player_id, remote, number)
 
     @property
+    def journal(self) -> Journal | None:
+        """Where it is owned, or was."""
+        return self._journal
+
+    @property
+    def epoch(self) -> str:
+        """Which of the rooms that had this id at some time it is."""
+        return self._machine.epoch
+
+    @property
     def takes_operations(self) -> bool:
         """Whether this instance owns the room, and its lease lasts."""
         journal = self._journal
+        assert journal is not None
         try:
-            if journal is not None:
-                journal.check()
+            journal.check()
         except RoomkitError:
             return False
-        return journal is not None
+        return True
 
     def acted_by(self, command_id: str) -> Acted | None:
         """The events that a command of another instance caused, if any are known."""
@@ -202,7 +248,13 @@ class OwnedRoom(Room):
         """A connection elsewhere is lost. Raises RoomBusy."""
         with self._lock.read(self._config.busy_timeout):
             link = self._fanout.find_locked(gone.player)
-        if link is not None and _is_at(link, gone.sender, gone.number):
+        if link is None:  # it was lost while its player was being let in here: the seat counts as connected
+            journal = self._journal
+            assert journal is not None
+            find = self._fanout.find_locked  # looked at again: the player may just be coming back
+            with suppress(PlayerNotFound):
+                self._carry_out(journal, c.Disconnect(gone.player), None, lambda: find(gone.player) is None, None)
+        elif _is_at(link, gone.sender, gone.number):
             self.drop_link(link)
 
     def serve_present(self, post: Post, present: Present) -> None:
@@ -212,9 +264,10 @@ class OwnedRoom(Room):
             RoomBusy: not all of it was; it comes again.
         """
         journal = self._journal
-        if journal is None:
-            return
+        assert journal is not None
         sender = present.sender
+        self._heard_of[sender] = self._runtime.clock()
+        newer = False
         with self._lock.read(self._config.busy_timeout):
             links = {link.player_id: link for link in self._fanout.links_locked()}
             seats = set(self._machine.seats)
@@ -226,12 +279,26 @@ class OwnedRoom(Room):
                 self._reconnect(journal, post, sender, number, player_id)
             elif not _is_at(link, sender, number):
                 if link.number > number and _is_at(link, sender, link.number):
-                    continue  # it has joined anew since it wrote this
+                    if link.number <= present.upto and link.number not in present.coming:
+                        # It has joined anew, and that connection was lost before it was let in: so is what told of it.
+                        self.drop_link(link)
+                        self._reconnect(journal, post, sender, number, player_id)
+                    continue  # else it has joined anew since it wrote this
                 post.post(sender, Replaced(post.name, self.id, player_id, number))
         for link in links.values():
             theirs = isinstance(link.connection, Remote) and link.connection.instance == sender
             if theirs and link.number <= present.upto and link.number not in present.coming:
                 self.drop_link(link)
+            elif theirs:  # newer than what was written
+                newer = True
+        if not present.players and not newer:
+            self._heard_of.pop(sender, None)
+
+    def unheard(self, since: float) -> list[str]:
+        """Instances that have connections, as far as is known here, and have not told so since then: they had to let go
+        of the room, and their last letters were lost.
+        """
+        return [name for name, at in list(self._heard_of.items()) if at < since]
 
     def _reconnect(self, journal: Journal, post: Post, instance: str, number: int, player_id: str) -> None:
         try:
@@ -287,9 +354,9 @@ class OwnedRoom(Room):
         self._fanout.hold_back_locked()
         return self._take_step_locked(journal, True)
 
-    def go_on_with(self, machine: RoomMachine, journal: Journal, acted: Iterable[Acted]) -> Step:
+    def go_on_with(self, machine: RoomMachine, journal: Journal, acted: Iterable[Acted]) -> None:
         """This instance, which followed the room, owns it now: ``machine`` is as the room was stored. Who is connected
-        here stays so. Its first step.
+        here stays so. Its first step is the journal's: from here on others may be at work in it.
 
         Raises:
             InvalidRecord: not all of its events were heard; nothing changed. RoomBusy.
@@ -297,9 +364,13 @@ class OwnedRoom(Room):
         with self._lock.write(self._config.busy_timeout):
             if (machine.epoch, machine.seq) != (self._machine.epoch, self._machine.seq):
                 raise InvalidRecord("not all of its events were heard")
+            self._check_goes_on_locked()
             self._machine = machine
             self._snapshot = None
-            return self._share_locked(journal, acted)
+            journal.step = self._share_locked(journal, acted)
+
+    def _check_goes_on_locked(self) -> None:
+        """Raises InvalidRecord: who followed the room has just let go of it."""
 
     def welcome_back(self, elsewhere: Mapping[str, tuple[str, int]], alive: Container[str], post: Post) -> None:
         """It was another instance's: whoever is connected at one that is ``alive``, or here, still is, and every other
@@ -315,12 +386,18 @@ class OwnedRoom(Room):
                 instance, number = elsewhere.get(player.id, ("", 0))
                 if player.connected and instance in alive and instance != post.name:
                     self._attach_remote_locked(post, instance, number, player.id)
-            here = {link.player_id for link in self._fanout.links_locked()}
+        # One by one: where the room was followed others are at it already, come in and go.
         for player in self.get_players():
-            if player.connected and player.id not in here:
-                super().execute(c.Disconnect(player.id), journal.note_locked)
-            elif not player.connected and player.id in here:
-                super().execute(c.Connect(player.id), journal.note_locked)
+            with suppress(PlayerNotFound):
+                self._put_right(player, journal)
+
+    def _put_right(self, player: Player, journal: Journal) -> None:
+        """Have a seat be connected when there is a connection. Raises PlayerNotFound, RoomBusy."""
+        find = self._fanout.find_locked
+        if player.connected:
+            super().execute(c.Disconnect(player.id), journal.note_locked, lambda: find(player.id) is None)
+        else:
+            super().execute(c.Connect(player.id), journal.note_locked, lambda: find(player.id) is not None)
 
     def take_step(self, timeout: float, whole: bool) -> Step:
         """What it did since the last one; ``whole``: with its record also when it did nothing.
@@ -373,6 +450,7 @@ class OwnedRoom(Room):
             waiters: list[Waits] = [] if journal is None else journal.take_locked(self._machine.seq)[2]
             self._fanout.abandon_locked(reason)
             self._abandoned_locked()
+            self._fanout.tell_last_locked()
         return waiters
 
     def _abandoned_locked(self) -> None:

@@ -20,7 +20,7 @@ from roomkit.core.mirror import advance
 from roomkit.core.record import load_events
 from roomkit.core.snapshot import Player
 from roomkit.delivery import Connection, Link
-from roomkit.errors import BackendUnavailable, PlayerNotFound, RoomBusy, RoomkitError, error_for
+from roomkit.errors import BackendUnavailable, InvalidRecord, PlayerNotFound, RoomBusy, RoomkitError, error_for
 from roomkit.room import Joined
 from roomkit.sharing.copy import Coming, Copy, Heard, Outcome
 from roomkit.sharing.letters import Ask, Call, Done, Present, Refused, Replaced
@@ -29,6 +29,7 @@ from roomkit.sharing.owned import OwnedRoom
 log = logging.getLogger("roomkit.sharing")
 
 _LOCK = 0.002  # seconds for which one room's lock may hold up all the others
+_SOON = 0.05  # seconds until it is looked who owns a room, after its owner has said that it does not
 _LINGER = 30.0  # seconds for which a room is followed that nobody here wants anything of
 _ids = itertools.count(1)
 
@@ -118,15 +119,27 @@ class SharedRoom(OwnedRoom):
         copy = self._copy
         assert copy is not None
         name = copy.post.name
-        copy.ask(Ask(name, self.id, f"{name}/{next(_ids)}", command, number), done, refused)
+        ask = Ask(name, self.id, f"{name}/{next(_ids)}", command, number, self._machine.epoch)
+        copy.ask(ask, done, refused)
 
     def _ask_owner(self, command: c.Command, wait: bool) -> list[Event]:
         outcome = Outcome()
-        self._send(command, lambda events, letter: outcome.settle(list(events)), outcome.refuse)
+
+        def done(events: Sequence[Event], letter: Done) -> None:
+            self._tell_locked(lambda: outcome.settle(list(events)))
+
+        self._send(command, done, outcome.refuse)
         if not wait or self._fanout.broadcaster.is_current():
             return []
         events: list[Event] = self._wait(outcome)
         return events
+
+    def _tell_locked(self, tell: Callable[[], None]) -> None:
+        """What was asked of the owner is carried out. Where the room is this instance's by now it may not be stored."""
+        if self._journal is None:
+            tell()
+        else:
+            self._fanout.answer_locked(tell)
 
     def _wait(self, outcome: Outcome) -> Any:
         assert self._copy is not None
@@ -142,6 +155,27 @@ class SharedRoom(OwnedRoom):
         copy.ask(letter, lambda events, answer: outcome.settle(answer.data), outcome.refuse)
         return self._wait(outcome)
 
+    def ask_transfer(self, player_id: str | None, new_room_id: str, answer: Callable[[int], None] | None) -> None:
+        """Have the owner do what ``RoomManager.transfer`` does. Its events tell that it has, to whoever owns the room
+        then, and ``answer`` comes behind them: a connection that waits for it is closed with them.
+
+        Raises:
+            RoomkitError: what it raised.
+        """
+        copy = self.copy_of
+        outcome = Outcome()
+        name = copy.post.name
+        call_id = f"{name}/{next(_ids)}"
+
+        def done(events: Sequence[Event], letter: Done) -> None:
+            if answer is not None:
+                self._fanout.answer_locked(lambda: answer(letter.last))
+            self._tell_locked(lambda: outcome.settle(None))
+
+        data = {"player_id": player_id, "new_room_id": new_room_id, "id": call_id}
+        copy.ask(Call(name, self.id, call_id, "transfer", data), done, outcome.refuse)
+        self._wait(outcome)
+
     def add_player(self, player_id: str, name: str | None = None, *, token: str | None = None) -> Player:
         """See Room."""
         if not self.followed:
@@ -151,7 +185,8 @@ class SharedRoom(OwnedRoom):
         outcome = Outcome()
 
         def done(events: Sequence[Event], letter: Done) -> None:
-            outcome.settle(self._seated_locked(command, events))
+            seated = self._seated_locked(command, events)
+            self._tell_locked(lambda: outcome.settle(seated))
 
         self._send(command, done, outcome.refuse)
         player: Player | None = self._wait(outcome)
@@ -164,7 +199,7 @@ class SharedRoom(OwnedRoom):
         seat = self._machine.seats.get(command.player_id)
         if seat is None:
             return None
-        return seat.view(command.new_token if _was_seated(command.player_id, events) else command.token)
+        return seat.view(command.new_token if _was_seated(command, events) else command.token)
 
     def join(
         self,
@@ -192,7 +227,8 @@ class SharedRoom(OwnedRoom):
             )
         outcome = Outcome()
         command = self._join_command(player_id, name, token, password, connection is not None)
-        self._come_in(command, connection, epoch, seq, greeting, outcome.settle, outcome.refuse)
+        lost = self._lost(outcome)
+        self._come_in(command, connection, epoch, seq, greeting, outcome.settle, outcome.refuse, lost)
         joined: Joined = self._wait(outcome)
         return joined
 
@@ -230,7 +266,7 @@ class SharedRoom(OwnedRoom):
 
         try:
             command = self._join_command(player_id, name, token, password, True)
-            self._come_in(command, connection, epoch, seq, greeting, lambda joined: None, refused)
+            self._come_in(command, connection, epoch, seq, greeting, lambda joined: None, refused, lambda: None)
         except RoomkitError as error:
             refuse(error)
 
@@ -255,9 +291,15 @@ class SharedRoom(OwnedRoom):
         if not self.followed:
             return super().add_connection(player_id, connection, epoch=epoch, seq=seq, greeting=greeting)
         outcome = Outcome()
-        self._come_in(c.Connect(player_id), connection, epoch, seq, greeting, outcome.settle, outcome.refuse)
+        lost = self._lost(outcome)
+        self._come_in(c.Connect(player_id), connection, epoch, seq, greeting, outcome.settle, outcome.refuse, lost)
         joined: Joined = self._wait(outcome)
         return joined
+
+    def _lost(self, outcome: Outcome) -> Callable[[], None]:
+        """For a thread that waits for an answer that nobody will ask for any more."""
+        why = f"the connection was lost while room {self.id!r} was asked for a seat; it may have been taken or not"
+        return lambda: outcome.refuse(BackendUnavailable(why))
 
     def _come_in(
         self,
@@ -268,6 +310,7 @@ class SharedRoom(OwnedRoom):
         greeting: Mapping[str, Any] | None,
         done: Callable[[Joined], None],
         refused: Callable[[RoomkitError], None],
+        lost: Callable[[], None],
     ) -> None:
         """Ask the owner for the seat; then attach the connection to it, unless it is lost by then."""
         copy = self._copy
@@ -275,7 +318,7 @@ class SharedRoom(OwnedRoom):
         player_id = command.player_id
         number = 0 if connection is None else copy.post.next_number()
         if connection is not None:
-            copy.coming[number] = Coming(player_id, connection)
+            copy.coming[number] = Coming(player_id, connection, lost)
 
         def arrived(events: Sequence[Event], letter: Done) -> None:
             seat = self._machine.seats.get(player_id)
@@ -284,16 +327,17 @@ class SharedRoom(OwnedRoom):
             if seat is None:
                 refused(PlayerNotFound(f"player {player_id!r} has left room {self.id!r} already"))
                 return
-            made = _was_seated(player_id, events)
+            made = _was_seated(command, events)
             token = None
             if isinstance(command, c.Join):
                 token = command.new_token if made else command.token
             player = seat.view(token)
             if connection is None:
-                done(Joined(player, self._machine.snapshot(), None))
-                return
-            known = None if made else epoch
-            done(self._attach_locked(player_id, connection, known, seq, greeting, player, number))
+                joined = Joined(player, self._machine.snapshot(), None)
+            else:
+                known = None if made else epoch
+                joined = self._attach_locked(player_id, connection, known, seq, greeting, player, number)
+            self._tell_locked(lambda: done(joined))
 
         def not_let_in(error: RoomkitError) -> None:
             copy.coming.pop(number, None)
@@ -305,6 +349,15 @@ class SharedRoom(OwnedRoom):
             copy.coming.pop(number, None)
             raise
 
+    def subscribe(self, callback: Callable[[Event], None], *, limit: int = 1000) -> Callable[[], None]:
+        """See Room. RoomBusy also: the room goes on elsewhere, or was let go of here; get it again."""
+        stop = super().subscribe(callback, limit=limit)
+        refusal = self._copy.ended if self.followed and self._copy is not None else None
+        if refusal is not None:  # nothing more would ever come
+            stop()
+            raise refusal()
+        return stop
+
     def remove_connection(self, player_id: str, connection: Connection | None = None) -> bool:
         """See Room. Where another instance owns the room, whether this one had the connection."""
         copy = self._copy
@@ -312,6 +365,8 @@ class SharedRoom(OwnedRoom):
             for number, coming in list(copy.coming.items()):
                 mine = coming.player_id == player_id and (connection is None or coming.connection is connection)
                 if mine and copy.coming.pop(number, None) is not None:
+                    copy.withdraw(number)
+                    coming.lost()
                     copy.give_up(player_id, number, self.id)
         if not self.followed:
             return super().remove_connection(player_id, connection)
@@ -327,8 +382,11 @@ class SharedRoom(OwnedRoom):
         if self._journal is not None or copy is None:
             return super().drop_link(link)
         with self._lock.write(self._config.busy_timeout):
-            if not self._fanout.detach_locked(link):
+            still_followed = self._journal is None
+            if still_followed and not self._fanout.detach_locked(link):
                 return False
+        if not still_followed:  # it has just become this instance's: the owner that would be told is gone
+            return super().drop_link(link)
         copy.give_up(link.player_id, link.number, self.id)
         return True
 
@@ -338,9 +396,26 @@ class SharedRoom(OwnedRoom):
         if self._journal is not None or copy is None:
             return super().expire()
         now = copy.post.now()
-        if self._fanout.in_use or copy.waiting or copy.coming:
-            copy.idle_since = now
-        return now - copy.idle_since >= _LINGER
+
+        def refusal() -> RoomkitError:
+            return RoomBusy(f"room {self.id!r} is not followed here any more; get it again")
+
+        with self._lock.write(self._config.busy_timeout):
+            if self._journal is None and now - copy.idle_since >= _LINGER and copy.ended is None:
+                copy.ended = refusal  # first: whoever asks from now on is refused, or is seen here
+            if self._fanout.in_use or copy.waiting or copy.coming:
+                copy.idle_since = now
+                if copy.ended is refusal:
+                    copy.ended = None
+            return copy.ended is refusal
+
+    def is_expired(self) -> bool:
+        """See Room. Of one that another instance owns nothing is known of that here."""
+        return not self.followed and super().is_expired()
+
+    def deadlines(self) -> list[tuple[str, str | None, float]]:
+        """See Room. Of one that another instance owns none is known here."""
+        return [] if self.followed else super().deadlines()
 
     def next_deadline(self) -> float:
         """See Room."""
@@ -348,6 +423,10 @@ class SharedRoom(OwnedRoom):
         if self._journal is not None or copy is None:
             return super().next_deadline()
         return copy.post.now() + _LINGER / 2
+
+    def _check_goes_on_locked(self) -> None:
+        if self._copy is not None and self._copy.ended is not None:
+            raise InvalidRecord("it was just let go of")
 
     # What is heard of it.
 
@@ -391,7 +470,7 @@ class SharedRoom(OwnedRoom):
             self._fanout.published(count, dropped)
         else:
             self._journal.mark()
-        if copy.hole or copy.broken:
+        if self._journal is None and (copy.hole or copy.broken):  # an owner misses nothing
             copy.post.behind(self.id)
 
     def _follow_locked(self, copy: Copy, heard: Heard) -> tuple[int, int]:
@@ -410,7 +489,7 @@ class SharedRoom(OwnedRoom):
             self._history.append(event)
             dropped += fanout.publish_locked((event,), 0, None)[1]
         for one in acted:
-            self._done_locked(copy, Done("", self.id, *one))
+            self._done_locked(copy, Done("", self.id, *one), events)
         for letter in copy.later[:]:
             if letter.last <= machine.seq:
                 copy.later.remove(letter)
@@ -423,26 +502,48 @@ class SharedRoom(OwnedRoom):
             if link is not None and link.number == letter.number:
                 self._fanout.replace_locked(link)
         elif isinstance(letter, Done):
+            if letter.id not in copy.waiting:  # it was answered before, or nobody asked
+                return
             if letter.last > self._machine.seq:  # it has overtaken its events
                 copy.later.append(letter)
             else:
                 self._done_locked(copy, letter)
-        elif letter.elsewhere:
-            copy.post.behind(self.id)  # sent again, to whoever has the room then
         else:
             waiting = copy.waiting.get(letter.id)
-            if waiting is not None and waiting.to == letter.sender:  # else somebody else may have carried it out
+            if waiting is None or waiting.to != letter.sender:  # somebody else may have carried it out
+                return
+            if not letter.elsewhere:
                 del copy.waiting[letter.id]
                 waiting.refused(error_for(letter.code, letter.message))
+            elif not copy.turned_away:  # it is sent again, to whoever has the room then
+                copy.turned_away = _SOON
+                copy.post.look_in(_SOON)
 
-    def _done_locked(self, copy: Copy, letter: Done) -> None:
+    def _done_locked(self, copy: Copy, letter: Done, heard: Sequence[Event] = ()) -> None:
         waiting = copy.waiting.pop(letter.id, None)
         if waiting is None:
             return
-        events: Sequence[Event] = ()
-        if letter.first:
-            events = (self._history.since(letter.first - 1) or ())[: letter.last - letter.first + 1]
-        waiting.done(events, letter)
+        if not heard and letter.first:
+            heard = self._history.since(letter.first - 1) or ()
+        waiting.done([event for event in heard if letter.first <= event.seq <= letter.last], letter)
+
+    # What was asked of an owner, and is this instance's to carry out since it went on with the room. As any owner does
+    # it a connection is attached in the same step as its player is let in.
+
+    def _is_wanted(self, ask: Ask) -> bool:
+        copy = self._copy
+        if copy is None or ask.sender != copy.post.name:
+            return True
+        return ask.id in copy.waiting and (not ask.number or ask.number in copy.coming)
+
+    def _carried_out_locked(self, ask: Ask, events: Sequence[Event]) -> None:
+        copy = self._copy
+        if copy is None or ask.sender != copy.post.name:
+            return
+        waiting = copy.waiting.pop(ask.id, None)
+        if waiting is not None:
+            first = events[0].seq if events else 0
+            waiting.done(events, Done(ask.sender, self.id, ask.id, first, self._machine.seq))
 
     def give_up_waiting(self, letter_id: str, error: RoomkitError, timeout: float) -> None:
         """There was no answer in time. Raises RoomBusy."""
@@ -482,5 +583,9 @@ class SharedRoom(OwnedRoom):
                 waiting.refused(BackendUnavailable(why))
 
 
-def _was_seated(player_id: str, events: Sequence[Event]) -> bool:
-    return any(event.type == "player_joined" and event.data["player"]["id"] == player_id for event in events)
+def _was_seated(command: c.AddPlayer | c.Join | c.Connect, events: Sequence[Event]) -> bool:
+    """Whether it took a new seat. Its events may be gone by now; but without its token nobody gets a held one."""
+    if isinstance(command, c.Connect):
+        return False
+    joined = (event.data["player"]["id"] for event in events if event.type == "player_joined")
+    return command.token is None or command.player_id in joined

@@ -137,6 +137,35 @@ def test_a_caller_waits_for_a_bounded_time(instances: Instances) -> None:
     assert instances.store.rooms["r"].position.seq == room.get_state().seq
 
 
+def test_an_answer_comes_in_time_or_a_refusal(instances: Instances) -> None:
+    """Who does not wait is told that nobody knows; the change is stored and delivered later, and answered no more."""
+    rooms = instances.make("one")
+    room = rooms.create_room("r")
+    wire = Wire()
+    room.join("amy", wire)
+    wire.wait_for_seq(2)
+    assert room._journal is not None
+    room._journal.patience = 0.05
+    told: list[object] = []
+    room.submit(c.SendMessage("amy", {"n": 1}, None), told.append, told.append)
+    wire.wait_for_seq(3)
+    eventually(lambda: told == [3])
+    steady(rooms).down = True
+    room.submit(c.SendMessage("amy", {"n": 2}, None), told.append, told.append)
+    room.when_stored(lambda: told.append("looked"), told.append)
+    eventually(lambda: not rooms.store_answers)
+    assert told == [3]
+    instances.clock.advance(0.06)  # less than the lease, and more than they wait
+    eventually(lambda: len(told) == 3)
+    assert [type(one) for one in told[1:]] == [BackendUnavailable, BackendUnavailable]
+    assert wire.seqs[-1] == 3
+    steady(rooms).down = False
+    wire.wait_for_seq(4)
+    settled(rooms)
+    assert len(told) == 3
+    assert not room._journal.pledges
+
+
 @pytest.mark.parametrize("name", ["commit", "renew", "announce", "orphans"])
 def test_answers_that_are_lost_do_no_harm(instances: Instances, name: str) -> None:
     """Whatever the store did without being heard is asked for again, and done once."""

@@ -6,9 +6,11 @@ import random
 
 from roomkit import RoomConfig
 
-#: ``any`` is one of these; ``sharing`` is a world of its own (sharing.py).
+#: ``any`` is one of these; ``sharing`` is a world of its own (sharing.py), and ``following`` the same with more that is
+#: asked, heard late or not at all.
 ANY = ("mixed", "drops", "resume", "expiry", "shutdown", "crowd", "server", "switch")
-SCENARIOS = (*ANY, "sharing")
+SHARED = ("sharing", "following")
+SCENARIOS = (*ANY, *SHARED)
 #: Who drains the rooms: threads of theirs, the server's I/O threads, or these once the former have been at work.
 BROADCASTERS = ("library", "server", "switch")
 

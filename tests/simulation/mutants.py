@@ -104,7 +104,10 @@ _UNDER_WAY = "self._asked is None and self._due is None and not self._draining:"
 _HAND_OVER = """        self.broadcaster.stop(timeout)
         self.broadcaster = factory"""
 _NODE = "sharing/node.py"
-_MARKED = "                self._marked[room.id] = journal\n"
+_OWNED = "sharing/owned.py"
+_ROOM = "sharing/room.py"
+_FOLLOWING = "sharing/following.py"
+_COPY = "sharing/copy.py"
 
 MUTANTS = (
     Mutant(
@@ -148,8 +151,9 @@ MUTANTS = (
     _one(
         "drain loses what is appended meanwhile",
         "concurrency/eventqueue.py",
-        "        with self.mutex:\n" + _DRAIN,
-        "        entries = list(self.queue)\n        with self.mutex:\n            self.queue = []\n",
+        _DRAIN + "            gap",
+        "            entries = list(self.queue)\n            self.mutex.release()\n            self.mutex.acquire()\n"
+        "            self.queue = []\n            gap",
     ),
     _one("wake lost between looking and parking", "concurrency/worker.py", _PARK, _PARK_LATE, "crowd"),
     Mutant(
@@ -210,8 +214,8 @@ MUTANTS = (
     _one(
         "who joins while the room closes is left open",
         "room.py",
-        "machine.seq, first, closed=machine.closed)",
-        "machine.seq, first, closed=False)",
+        "machine.seq, first, closed=machine.closed, number",
+        "machine.seq, first, closed=False, number",
     ),
     _one(
         "who joins after shutdown is told nothing",
@@ -429,29 +433,32 @@ MUTANTS = (
     ),
     _one(
         "a change noted after the lock is released",
-        "sharing/room.py",
-        """            waiters.append(journal.note_locked(events, wait))
+        _OWNED,
+        """            noted = True
+            journal.note_locked(events, waits, command_id)
             if then is not None:
                 then(events)
 
         try:
             events = super().execute(command, note_locked, go_on_locked)
 """,
-        """            if then is not None:
+        """            noted = True
+            if then is not None:
                 then(events)
 
         try:
             events = super().execute(command, note_locked, go_on_locked)
-            waiters.append(journal.note_locked(events, wait))
+            if noted:
+                journal.note_locked(events, waits, command_id)
 """,
         "sharing",
     ),
     _one(
         "a lost connection is not noted",
-        "sharing/room.py",
-        "            waiters.append(journal.note_locked(events, wait))\n",
+        _OWNED,
+        "            journal.note_locked(events, waits, command_id)\n",
         "            if type(command) is not c.Disconnect:\n"
-        "                waiters.append(journal.note_locked(events, wait))\n",
+        "                journal.note_locked(events, waits, command_id)\n",
         "sharing",
     ),
     _one(
@@ -469,12 +476,18 @@ MUTANTS = (
         "",
         "sharing",
     ),
-    _one("a mark does not wake", _NODE, _MARKED + "                self._condition.notify_all()\n", _MARKED, "sharing"),
+    _one(
+        "a mark does not wake",
+        _NODE,
+        "                if not self._marked:  # else the thread was woken, and has not looked yet\n",
+        "                if False:\n",
+        "sharing",
+    ),
     _one(
         "what is queued outlives the loss of the room",
         "fanout.py",
-        "        self.queue.drain()\n        code = ",
-        "        self.release(*self.queue.drain())\n        code = ",
+        "        self.queue.drain()\n        ends = ",
+        "        self.release(*self.queue.drain())\n        ends = ",
         "sharing",
     ),
     _one(
@@ -526,9 +539,9 @@ MUTANTS = (
     ),
     _one(
         "seats of a room that was taken over stay connected",
-        _NODE,
-        "        room.disconnect_all()\n",
-        "",
+        _OWNED,
+        "            super().execute(c.Disconnect(player.id), journal.note_locked, lambda: find(player.id) is None)\n",
+        "            pass\n",
         "sharing",
     ),
     _one(
@@ -544,6 +557,119 @@ MUTANTS = (
         "return events[: max(0, upto.seq - after)]",
         "return events",
         "sharing",
+    ),
+    # Of rooms that are followed, and of what is asked of their owners.
+    Mutant(
+        "what was missed is not read, nor asked for by looking",
+        (
+            Edit(_FOLLOWING, "            room.copy_of.hole = True\n", "            pass\n"),
+            Edit(_FOLLOWING, "        if copy.state.seq < copy.late:", "        if False:"),
+        ),
+        "following",
+    ),
+    _one(
+        "a hole is not filled",
+        _FOLLOWING,
+        "            self.fill(room)\n            return True\n",
+        "            return True\n",
+        "following",
+    ),
+    _one(
+        "a state that was never one is told",
+        _ROOM,
+        "        for event in events:\n            copy.state = advance(",
+        "        for event in events[1:] or events:\n            copy.state = advance(",
+        "following",
+    ),
+    _one(
+        "a hole in what was heard is not noticed",
+        _ROOM,
+        "if heard.epoch != machine.epoch or first > machine.seq + 1:\n",
+        "if heard.epoch != machine.epoch:\n",
+        "following",
+    ),
+    _one(
+        "a command is sent again under a new id",
+        _COPY,
+        "        self.post.post(waiting.to, waiting.letter)\n",
+        "        letter = waiting.letter\n"
+        "        self.waiting.pop(letter.id, None)\n"
+        "        fields = {name: getattr(letter, name) for name in letter.__struct_fields__}\n"
+        "        again = type(letter)(**{**fields, 'id': letter.id + '+'})\n"
+        "        waiting.letter = again if waiting.to else letter\n"
+        "        self.waiting[waiting.letter.id] = waiting\n"
+        "        self.post.post(waiting.to, waiting.letter)\n",
+        "following",
+    ),
+    _one(
+        "the owner does not remember what it carried out",
+        _OWNED,
+        "            if command_id in journal.acted:\n",
+        "            if False:\n",
+        "following",
+    ),
+    _one(
+        "an answer that has overtaken its events is told at once",
+        _ROOM,
+        "            if letter.last > self._machine.seq:  # it has overtaken its events\n",
+        "            if False:\n",
+        "following",
+    ),
+    _one(
+        "a connection that is lost while it is let in is attached",
+        _ROOM,
+        "                if mine and copy.coming.pop(number, None) is not None:\n",
+        "                if False:\n",
+        "following",
+    ),
+    _one(
+        "whose connections an instance has is told once",
+        _FOLLOWING,
+        "        if copy.owner != self.name and (moved or present):\n",
+        "        if copy.owner != self.name and moved:\n",
+        "following",
+    ),
+    _one(
+        "a state that is older than its events",
+        _ROOM,
+        "            self._snapshot = copy.state  # first: whoever gets an event must not read an older state\n",
+        "",
+        "following",
+    ),
+    _one(
+        "what waits is not carried out where the room is taken over",
+        _NODE,
+        "            for waiting in list(copy.waiting.values()):\n                copy.send(waiting)\n",
+        "",
+        "following",
+    ),
+    _one(
+        "connections at an instance that let go of the room stay",
+        _NODE,
+        "            unheard = [] if room is None else room.unheard(since)\n",
+        "            unheard: list[str] = []\n",
+        "following",
+    ),
+    _one(
+        "who waits for an answer is not told when the room is let go of",
+        _OWNED,
+        "            self._fanout.tell_last_locked()\n",
+        "",
+        "following",
+    ),
+    _one(
+        "a connection that was replaced gets its answer before its events",
+        "fanout.py",
+        "        self._leaving[link] = None\n        try:\n",
+        "        self._leaving[link] = None\n        del self._leaving[link]\n        try:\n",
+        "following",
+    ),
+    _one(
+        "letters that are posted do not wake",
+        _FOLLOWING,
+        "        elif not waiting:  # else the thread was woken, and has not looked yet\n            self._wake()\n",
+        "",
+        "following",
     ),
 )
 

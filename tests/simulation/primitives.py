@@ -27,11 +27,14 @@ STORE = "store's lock"  # of the backend in memory, which is called under none
 RANKS: dict[str, str | None] = {
     "roomkit.manager": MANAGER,
     "roomkit.concurrency.eventqueue": QUEUE,
+    "roomkit.concurrency.turns": LEAF,
     "roomkit.concurrency.worker": LEAF,
     "roomkit.delivery": LEAF,
     "roomkit.metrics": LEAF,
     "roomkit.reaper": LEAF,
     "roomkit.sharing.node": LEAF,
+    "roomkit.sharing.desk": LEAF,
+    "roomkit.sharing.following": LEAF,
     "roomkit.backends.memory": STORE,
     "readerwriterlock.rwlock": None,
 }

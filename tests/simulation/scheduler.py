@@ -278,7 +278,7 @@ class Scheduler:
     def note(self, what: str, which: str) -> None:
         """A line of the trace, which is not a switch point."""
         if self.record:
-            name = self.current.name if self.current is not None else ""
+            name = f"{self.current.name}/{self.current.index}" if self.current is not None else ""
             self.trace.append((self.step, self.now, name, what, which))
 
     def preempt(self) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import random
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from roomkit import BackendUnavailable
-from roomkit.backends.base import Commit, Events, Held, Lease, Outcome
+from roomkit.backends.base import Acted, Commit, Events, Held, Lease, Outcome
 from roomkit.backends.memory import MemoryBackend, MemoryStore
 
 from . import primitives as p
@@ -24,20 +25,33 @@ if TYPE_CHECKING:
 class Log:
     """What was accepted of one life of a room, in order."""
 
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
+    def __init__(self, begin: int, seats: set[str]) -> None:
+        self.events: list[dict[str, Any]] = [{"seq": 0, "type": "before", "data": {}}] * begin
         self.names: dict[str, int] = {}  # of messages: their seq
-        self.seats: set[str] = set()
+        self.first = frozenset(seats)
+        self.seats = set(seats)
+        self.had = set(seats)  # who ever sat there
         self.token = 0
         self.removed = False
 
     def append(self, event: dict[str, Any]) -> None:
         self.events.append(event)
-        data = event["data"]
-        if event["type"] == "player_joined":
-            self.seats.add(data["player"]["id"])
-        elif event["type"] == "player_left":
-            self.seats.discard(data["player_id"])
+        _seat(self.seats, event)
+        self.had |= self.seats
+
+    def seats_at(self, seq: int) -> set[str]:
+        """Who sat there after this event."""
+        seats = set(self.first)
+        for event in self.events[:seq]:
+            _seat(seats, event)
+        return seats
+
+
+def _seat(seats: set[str], event: Mapping[str, Any]) -> None:
+    if event["type"] == "player_joined":
+        seats.add(event["data"]["player"]["id"])
+    elif event["type"] == "player_left":
+        seats.discard(event["data"]["player_id"])
 
 
 class Ledger:
@@ -50,6 +64,7 @@ class Ledger:
         self.committers: dict[int, str] = {}  # by token
         self.steps: dict[tuple[str, int, int], Commit] = {}  # by room, token and revision
         self.refused: set[str] = set()  # messages whose sender was told that nothing has changed
+        self.acted: dict[str, tuple[str, Acted]] = {}  # by the command's id: of which epoch, and what
 
     def fail(self, kind: str, text: str) -> None:
         self.scheduler.fail(kind, text)
@@ -65,7 +80,7 @@ class Ledger:
         room_id, token = step.room_id, step.lease.token
         before = self.steps.setdefault((room_id, token, step.revision), step)
         if before is not step:
-            if (before.record, before.events) != (step.record, step.events):
+            if before[4:] != step[4:]:  # record, events, acted
                 self.fail("stored again, and another", f"revision {step.revision} of {room_id} under token {token}")
             return
         if token != self.newest[step.lease.scope]:
@@ -77,7 +92,12 @@ class Ledger:
             if (log := self.logs.get((room_id, epoch))) is not None:
                 log.removed = True
             return
-        log = self.logs.setdefault((room_id, epoch), Log())
+        record = json.loads(step.record)
+        seats = {seat["id"] for seat in record.get("seats", ())}
+        log = self.logs.get((room_id, epoch))
+        if log is None:
+            # Some sit down before anybody else can find the room: nobody is told, and the log begins after that.
+            log = self.logs[room_id, epoch] = Log(seq - len(step.events), seats if not step.events else set())
         if log.removed:
             self.fail("taken away, and there again", f"{room_id} in epoch {epoch}")
         log.token = token
@@ -85,10 +105,14 @@ class Ledger:
             self.fail("a hole in the log", f"{room_id}: {len(step.events)} up to {seq} after {len(log.events)}")
         for text in step.events:
             self._append(room_id, log, json.loads(text))
-        record = json.loads(step.record)
         if (record["epoch"], record["seq"]) != (epoch, seq):
             self.fail("record and log", f"{room_id}: a record of {record['seq']} at {seq}")
-        seats = {seat["id"] for seat in record.get("seats", ())}
+        for one in step.acted:
+            known = self.acted.setdefault(one.id, (epoch, one))
+            if known != (epoch, one):
+                self.fail("acted twice", f"{one} in {epoch}, and before {known}")
+            if not seq - len(step.events) < one.first <= one.last <= seq:
+                self.fail("acted elsewhere", f"{one} in the step up to {seq}")
         if seats != log.seats:
             self.fail("record and log", f"{room_id} at {seq}: {sorted(seats)} in it, {sorted(log.seats)} by the log")
 
@@ -121,6 +145,14 @@ class Ledger:
     def check_stored(self, room_id: str, epoch: str, seq: int, who: str) -> None:
         if self.length(room_id, epoch) < seq:
             self.fail("told, not stored", f"{who}: {seq} of {room_id}, the store has {self.length(room_id, epoch)}")
+
+    def check_acknowledged(self, room_id: str, epoch: str, name: str, seq: int) -> None:
+        """A message's sender is told that it is there, with its number."""
+        log = self.logs.get((room_id, epoch))
+        known = None if log is None else log.names.get(name)
+        if known != seq:
+            self.fail("told, not stored", f"{name} is said to be {seq} of {room_id}, the store has it at {known}")
+        self.check_stored(room_id, epoch, seq, f"the answer to {name}")
 
     def check_told(self, room_id: str, epoch: str, event: Mapping[str, Any], who: str) -> None:
         """Somebody hears of an event."""
@@ -163,54 +195,65 @@ class Unsteady:
 
     Attributes:
         down: no call comes through, nothing is heard. deaf: every call acts, and its answer is lost, as is what would
-            be heard; when either is over, the listener is told. frozen: the chance that a call stands still for so long
-            as ``pause`` says, before it acts or before its answer is there.
+            be heard. mute: calls go on, what would be heard is lost. When one is over, the listener is told. dead: it
+            is down for ever, since nobody is left to use it.
+        frozen: the chance that a call stands still for so long as ``pause`` says, before it acts or before its answer
+            is there. loss: that a letter is lost. lag: that what is heard comes later, by up to ``lateness`` seconds.
     """
 
-    def __init__(self, world: SharedWorld, inner: Watched, timeout: float, name: str) -> None:
+    def __init__(self, world: SharedWorld, inner: Watched, name: str) -> None:
+        bounds = world.bounds
         self.world = world
         self.inner = inner
-        self.timeout = timeout
+        self.timeout = bounds.timeout
         self.rng = random.Random(f"{name} {world.seed}")
-        self.listeners: list[Any] = []
-        self._down = self._deaf = False
+        self.ears: list[UnsteadyEar] = []
+        self.down = self.deaf = self.mute = self.dead = False
         self.frozen = self.pause = 0.0
-
-    @property
-    def down(self) -> bool:
-        return self._down
-
-    @down.setter
-    def down(self, down: bool) -> None:
-        self._set(down, self._deaf)
-
-    @property
-    def deaf(self) -> bool:
-        return self._deaf
-
-    @deaf.setter
-    def deaf(self, deaf: bool) -> None:
-        self._set(self._down, deaf)
-
-    def steady(self) -> None:
-        self.frozen = 0.0
-        self._set(False, False)
+        self.loss, self.lag, self.lateness = bounds.loss, bounds.lag, bounds.lateness
 
     def hears(self) -> bool:
-        return not (self._down or self._deaf)
+        return not (self.down or self.deaf or self.mute)
 
-    def _set(self, down: bool, deaf: bool) -> None:
+    def become(self, *, down: bool = False, deaf: bool = False, mute: bool = False) -> None:
+        """All that is not named is over."""
         heard = self.hears()
-        self._down, self._deaf = down, deaf
-        if self.hears() and not heard:
-            for listener in list(self.listeners):
-                listener.hear_again()
+        self.down, self.deaf, self.mute = down or self.dead, deaf, mute
+        for ear in list(self.ears):
+            if not self.hears():
+                ear.lose()
+            elif not heard:
+                ear.say_again()
+
+    def die(self) -> None:
+        self.dead = True
+        self.become(down=True)
+
+    def steady(self) -> None:
+        self.frozen = self.loss = self.lag = 0.0
+        self.become()
+
+    def send(self, letters: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Some are lost on the way, one by one."""
+        sent: list[bool] = []
+
+        def some() -> list[bool]:
+            for name, body in letters:
+                if self.loss and self.rng.random() < self.loss:
+                    self.world.outcomes["letter lost"] += 1
+                    sent.append(True)
+                else:
+                    sent.extend(self.inner.send([(name, body)]))
+            return sent
+
+        return list(self.wrapped("send", some)())
 
     def listen(self, name: str, listener: Any) -> UnsteadyEar:
         """Never fails, as the backend's does not."""
         self.world.scheduler.point("backend", "listen")
-        self.listeners.append(listener)
-        return UnsteadyEar(self, name, listener)
+        ear = UnsteadyEar(self, name, listener)
+        self.ears.append(ear)
+        return ear
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self.inner, name)
@@ -227,7 +270,7 @@ class Unsteady:
                 self._no_answer(name)
             self._stand_still()
             answer = attribute(*args, **options)
-            if self.deaf:
+            if self.deaf or self.dead:
                 self._no_answer(name)
             self._stand_still()
             scheduler.point("answered", name)
@@ -247,30 +290,43 @@ class Unsteady:
 
 
 class UnsteadyEar:
-    """The way back. Who speaks is the thread that commits or sends, under no lock."""
+    """What an instance hears with: two connections to the store, one for events and one for letters, each with a thread
+    that hands over what came, sooner or later. So a letter may overtake an event, and what is under way may be lost.
+    """
 
     def __init__(self, way: Unsteady, name: str, listener: Any) -> None:
         self._way = way
         self._listener = listener
+        late = way.rng.choice(((True, True), (True, False), (False, True)))
+        self._feeds = [Feed(way, f"roomkit-feed-{number}", late[number - 1]) for number in (1, 2)]
         self._inner = way.inner.listen(name, self)
+        self.say_again()  # it is there for the first time
+
+    # Of the store, by whoever commits or sends.
 
     def hear_events(self, room_id: str, epoch: str, events: Events) -> None:
-        if self._comes_through("hear_events"):
-            self._listener.hear_events(room_id, epoch, events)
+        if self._way.hears():
+            self._feeds[0].say(lambda: self._listener.hear_events(room_id, epoch, events))
 
     def hear_letter(self, body: bytes) -> None:
-        if self._comes_through("hear_letter"):
-            self._listener.hear_letter(body)
+        if self._way.hears():
+            self._feeds[1].say(lambda: self._listener.hear_letter(body))
 
     def hear_again(self) -> None:
-        if self._comes_through("hear_again"):
-            self._listener.hear_again()
+        """Never: the store in memory has no connections."""
 
-    def _comes_through(self, name: str) -> bool:
-        scheduler = self._way.world.scheduler
-        p.check_no_locks(scheduler, f"the listener's {name}()")
-        scheduler.point("heard", name)
-        return self._way.hears()
+    # Of the way.
+
+    def say_again(self) -> None:
+        if self._way.hears():
+            for feed in self._feeds:
+                feed.say(self._listener.hear_again)
+
+    def lose(self) -> None:
+        for feed in self._feeds:
+            feed.lose()
+
+    # Of the instance.
 
     def follow(self, room_ids: Sequence[str]) -> None:
         """While it is down: heard as soon as it is over, but not confirmed."""
@@ -282,6 +338,56 @@ class UnsteadyEar:
         self._inner.unfollow(room_ids)
 
     def close(self, timeout: float) -> bool:
-        if self._listener in self._way.listeners:
-            self._way.listeners.remove(self._listener)
-        return bool(self._inner.close(timeout))
+        if self in self._way.ears:
+            self._way.ears.remove(self)
+        self._inner.close(timeout)
+        ended = [feed.stop(timeout) for feed in self._feeds]
+        return all(ended)
+
+
+class Feed:
+    """A connection on which an instance hears, and the thread that reads it."""
+
+    def __init__(self, way: Unsteady, name: str, may_be_late: bool) -> None:
+        self._way = way
+        self._may_be_late = may_be_late
+        self._condition = p.Condition(p.Lock("simulation"))
+        self._said: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self._thread = p.Thread(target=self._run, name=name)
+        self._thread.start()
+
+    def say(self, what: Callable[[], None]) -> None:
+        with self._condition:
+            self._said.append(what)
+            self._condition.notify()
+
+    def lose(self) -> None:
+        self._way.world.outcomes["not heard"] += len(self._said)
+        self._said.clear()
+
+    def stop(self, timeout: float) -> bool:
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        way, scheduler = self._way, self._way.world.scheduler
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._said or self._stopping)
+                if self._stopping:
+                    return
+            if self._may_be_late and way.lag and way.rng.random() < way.lag:
+                way.world.outcomes["heard late"] += 1
+                scheduler.sleep(way.rng.random() * way.lateness)
+            if not self._said:  # lost meanwhile
+                continue
+            what = self._said.popleft()
+            p.check_no_locks(scheduler, "a listener")
+            scheduler.point("heard", self._thread.name)
+            what()
+            if scheduler.current.held:
+                scheduler.fail("left locked", f"a listener returned with {scheduler.current.held}")

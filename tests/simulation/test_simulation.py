@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -44,19 +45,46 @@ def test_nothing_is_found(part: int) -> None:
     assert operations > 10 * SEEDS // PARTS  # it did something
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_nothing_is_found_where_rooms_are_shared(part: int) -> None:
-    """Four hundred interleavings of players and instances that are cut off, frozen and drained."""
-    acknowledged = 0
+@pytest.mark.parametrize(("scenario", "first"), [("sharing", 0), ("sharing", 130), ("following", 0)])
+def test_nothing_is_found_where_rooms_are_shared(scenario: str, first: int) -> None:
+    """Some four hundred interleavings of players at all instances, which are cut off, deaf, mute, frozen, killed and
+    drained meanwhile; and what makes it hard for rooms that are followed does happen in them.
+    """
+    outcomes: Counter[str] = Counter()
     with patched():
-        for seed in range(part * 200, part * 200 + 200):
-            scheduler, world = simulate(seed, "sharing")
-            assert scheduler.finding is None, (
-                f"python -m tests.simulation --scenario sharing --seed {seed}: {scheduler.finding}"
-            )
+        for seed in range(first, first + 130):
+            scheduler, world = simulate(seed, scenario)
+            again = f"python -m tests.simulation --scenario {scenario} --seed {seed}"
+            assert scheduler.finding is None, f"{again}: {scheduler.finding}"
             assert not scheduler.alive()
-            acknowledged += world.outcomes["acknowledged"]
-    assert acknowledged > 400
+            outcomes += world.outcomes
+    for what, least in LEAST.items():
+        assert outcomes[what] >= least, f"{what}: {outcomes[what]}"
+
+
+#: What a hundred and thirty of them see at least; two to four times as much was seen.
+LEAST = {
+    "acknowledged": 300,
+    "closed 1012": 150,
+    "closed 4509": 30,
+    "resumed": 100,
+    "resumed at another instance": 50,
+    "let in where the room is followed": 100,
+    "went while it was let in": 20,
+    "went on with what it followed": 20,
+    "fault: kill": 10,
+    "fault: mute": 30,
+    "heard late": 80,
+    "not heard": 40,
+    "letter lost": 50,
+    "stands still": 25,
+    "no answer: commit": 50,
+    "count: forwards_served": 500,
+    "count: forwards_sent_again": 50,
+    "count: gap_fills": 40,
+    "count: rooms_taken_over": 40,
+    "count: rooms_lost": 30,
+}
 
 
 def test_the_scenarios_reach_what_they_are_for() -> None:

@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import roomkit.core.events
+import roomkit.core.record
 import roomkit.manager
 import roomkit.room
 import roomkit.server.reactor
+import roomkit.sharing.following
 import roomkit.sharing.node
+import roomkit.sharing.room
 from roomkit.concurrency.rwlock import RWLock
 from roomkit.core.commands import Command
 from roomkit.core.events import Event
@@ -22,6 +25,7 @@ from roomkit.core.state import RoomMachine
 from roomkit.manager import RoomManager
 from roomkit.room import Room
 from roomkit.server.reactor import Reactor
+from roomkit.sharing.room import SharedRoom
 
 from .primitives import ROOM, check_order
 from .scheduler import active
@@ -74,6 +78,10 @@ _execute = Room.execute
 _inherit = Room.inherit
 _stop_threads = Room.stop_threads
 _call = Reactor.call
+_go_on_with = SharedRoom.go_on_with
+_abandon = SharedRoom.abandon
+_hand_over = SharedRoom.hand_over
+_ask_owner = SharedRoom._ask_owner
 
 
 def init(machine: RoomMachine, *args: Any, **options: Any) -> None:
@@ -129,6 +137,31 @@ def cleanup(manager: RoomManager) -> list[str]:
         world.sweeping -= 1
 
 
+def go_on_with(room: SharedRoom, *args: Any) -> None:
+    """``SharedRoom.go_on_with``: who follows owns it from now on."""
+    _go_on_with(room, *args)
+    active().world.watch_promoted(room)
+
+
+def abandon(room: SharedRoom, *args: Any) -> Any:
+    """``SharedRoom.abandon``: from now on its connections are told to come back."""
+    active().world.watch_broken_off(room)
+    return _abandon(room, *args)
+
+
+def hand_over(room: SharedRoom, *args: Any) -> None:
+    """``SharedRoom.hand_over``: likewise."""
+    active().world.watch_broken_off(room)
+    _hand_over(room, *args)
+
+
+def ask_owner(room: SharedRoom, *args: Any) -> list[Event]:
+    """``SharedRoom._ask_owner``: what another instance has carried out."""
+    events = _ask_owner(room, *args)
+    active().world.watch_forwarded(room, events)
+    return events
+
+
 @contextmanager
 def watched() -> Iterator[None]:
     """Within the block the wrappers are in place."""
@@ -141,10 +174,16 @@ def watched() -> Iterator[None]:
         (RoomManager, "cleanup", cleanup),
         (Room, "inherit", inherit),
         (Reactor, "call", call),
+        (SharedRoom, "go_on_with", go_on_with),
+        (SharedRoom, "abandon", abandon),
+        (SharedRoom, "hand_over", hand_over),
+        (SharedRoom, "_ask_owner", ask_owner),
         (roomkit.room, "RWLock", WatchedRWLock),
         (roomkit.manager, "random", roomkit.manager.random),  # a run puts a seeded one there
         (roomkit.manager, "new_short_id", roomkit.manager.new_short_id),  # of instances, when they share rooms
         (roomkit.sharing.node, "random", roomkit.sharing.node.random),
+        (roomkit.sharing.room, "_ids", roomkit.sharing.room._ids),  # and here one that begins with 1
+        (roomkit.sharing.following, "_calls", roomkit.sharing.following._calls),
         (roomkit.server.reactor, "_MAX_ROUNDS", roomkit.server.reactor._MAX_ROUNDS),  # and here fewer
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in places]
@@ -160,3 +199,4 @@ def watched() -> Iterator[None]:
 def forget() -> None:
     """Back to what a new process knows: a cache would have the second run take other lines than the first."""
     roomkit.core.events._last = (-1, "", "")
+    roomkit.core.record._configs.clear()

@@ -24,7 +24,7 @@ from roomkit.server.reactor import LoopBroadcaster
 from . import primitives as p
 from .actors import Player, Server, Subscriber, Wire
 from .checks import Truth
-from .knobs import Knobs
+from .knobs import SHARED, Knobs
 from .lines import Loops
 from .scheduler import Scheduler, Task
 from .watch import forget
@@ -399,7 +399,7 @@ def simulate(
 
     scheduler = Scheduler(seed, grain=grain, traced=is_traced, record=record)
     activate(scheduler)
-    world = SharedWorld(scheduler, scenario) if scenario == "sharing" else World(scheduler, scenario)
+    world = SharedWorld(scheduler, scenario) if scenario in SHARED else World(scheduler, scenario)
     try:
         scheduler.run(world.run)
     finally:
