@@ -48,7 +48,9 @@ class Player(Story):
             except RoomkitError:
                 self._storm.over.wait(0.01)
             messages = list(wire.messages)
-            if messages:
+            if messages and messages[0]["type"] != "welcome":
+                self.wrong.append(f"{self.name} got {messages[0]['type']} before its welcome")
+            elif messages:
                 self.take(messages[0]["data"], messages[1:])
 
     def _send(self, room: Any) -> None:

@@ -47,17 +47,6 @@ def deliver_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fanout, "take_locked", lambda self: ([], None))
 
 
-def tell_what_was_lost(patch: pytest.MonkeyPatch) -> None:
-    """When a room went on elsewhere, what was not stored is delivered before the connections are closed."""
-    abandon = Fanout.abandon_locked
-
-    def tell(self: Fanout, reason: str) -> None:
-        self.release(*self.take_locked())
-        abandon(self, reason)
-
-    patch.setattr(Fanout, "abandon_locked", tell)
-
-
 def forget_events(patch: pytest.MonkeyPatch) -> None:
     """A step that has to be stored again is taken anew."""
     take = Node._next_commit
@@ -69,7 +58,7 @@ def forget_events(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Node, "_next_commit", taken_anew)
 
 
-@pytest.mark.parametrize("mutate", [deliver_at_once, tell_what_was_lost, forget_events])
+@pytest.mark.parametrize("mutate", [deliver_at_once, forget_events])
 def test_the_check_catches(mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Code that is wrong on purpose, one promise each."""
     mutate(monkeypatch)

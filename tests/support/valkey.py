@@ -111,19 +111,36 @@ class ValkeyServer:
 
 
 class ValkeyCluster:
-    """Masters that share the slots, without replicas unless asked for: ``nodes[n]`` serves a third each."""
+    """Masters that share the slots: ``nodes[n]`` serves a third each. With ``replicas`` each is a shard of so many more
+    servers, one of which takes over a second or two after the master is gone.
 
-    def __init__(self, folder: Path, masters: int = 3) -> None:
-        flags = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
+    ``shards[n]``: its servers, whoever is the master now; the first one was it at the start. ``servers``: all of them.
+    """
+
+    def __init__(self, folder: Path, masters: int = 3, replicas: int = 0) -> None:
+        flags = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]
+        if replicas:  # they begin to copy at once, stay with their master, and stand for election however old they are
+            flags += ["--repl-diskless-sync-delay", "0", "--cluster-allow-replica-migration", "no"]
+            flags += ["--cluster-replica-validity-factor", "0", "--repl-ping-replica-period", "1"]
         self.nodes: list[ValkeyServer] = []
+        self.shards: list[list[ValkeyServer]] = []
         try:
             for n in range(masters):
                 self.nodes.append(ValkeyServer(folder / f"node-{n}", *flags, keep=True))
+                self.shards.append([self.nodes[n]])
+            for n in range(masters):
+                for k in range(replicas):
+                    self.shards[n].append(ValkeyServer(folder / f"node-{n}-{k}", *flags, keep=True))
             self._form()
         except BaseException:
             self.stop()
             raise
         self.url = self.nodes[0].url
+
+    @property
+    def servers(self) -> list[ValkeyServer]:
+        """All, also those that do not run."""
+        return [server for shard in self.shards for server in shard]
 
     def _form(self) -> None:
         count = len(self.nodes)
@@ -132,15 +149,61 @@ class ValkeyCluster:
             for words in (("SET-CONFIG-EPOCH", str(n + 1)), ("ADDSLOTSRANGE", str(first), str(last))):
                 answer = node.ask("CLUSTER", *words)
                 assert answer == b"+OK\r\n", answer
-        for node in self.nodes[1:]:
-            self.nodes[0].ask("CLUSTER", "MEET", "127.0.0.1", str(node.port))
-        eventually(lambda: all(self._knows_all(node) for node in self.nodes))
+        for server in self.servers[1:]:
+            self.servers[0].ask("CLUSTER", "MEET", "127.0.0.1", str(server.port))
+        eventually(lambda: all(self._knows_all(server) for server in self.servers))
+        for shard in self.shards:
+            name = _bulk(shard[0].ask("CLUSTER", "MYID"))
+            for replica in shard[1:]:  # it may not have heard yet who its master is
+                eventually(lambda replica=replica, name=name: replica.ask("CLUSTER", "REPLICATE", name) == b"+OK\r\n")  # type: ignore[misc]
+        self.wait_in_sync()
 
-    def _knows_all(self, node: ValkeyServer) -> bool:
-        info = node.ask("CLUSTER", "INFO") or b""
-        return b"cluster_state:ok" in info and b"cluster_known_nodes:%d" % len(self.nodes) in info
+    def _knows_all(self, server: ValkeyServer) -> bool:
+        info = server.ask("CLUSTER", "INFO") or b""
+        return b"cluster_state:ok" in info and b"cluster_known_nodes:%d" % len(self.servers) in info
+
+    def wait_in_sync(self) -> None:
+        """Until every shard has one master, which the others have copied and follow; all servers run."""
+        eventually(lambda: all(self._in_sync(shard) for shard in self.shards))
+        eventually(lambda: all(self._knows_all(server) for server in self.servers))
+
+    def _in_sync(self, shard: list[ValkeyServer]) -> bool:
+        infos = [server.ask("INFO", "replication") or b"" for server in shard]
+        follow = [b"master_link_status:up" in info and b"master_sync_in_progress:0" in info for info in infos]
+        return sum(b"role:master" in info for info in infos) == 1 and sum(follow) == len(shard) - 1
+
+    def master_of(self, shard: int) -> ValkeyServer:
+        """Who says so, as long as one does."""
+        return next(one for one in self.shards[shard] if b"role:master" in (one.ask("INFO", "replication") or b""))
+
+    def wait_for_master(self, shard: int, other_than: ValkeyServer) -> ValkeyServer:
+        """Until another server of the shard is its master, and the cluster serves all slots by its own word."""
+
+        def there() -> list[ValkeyServer]:
+            return [
+                server
+                for server in self.shards[shard]
+                if server is not other_than
+                and b"role:master" in (server.ask("INFO", "replication") or b"")
+                and b"cluster_state:ok" in (server.ask("CLUSTER", "INFO") or b"")
+            ]
+
+        eventually(there)
+        return there()[0]
+
+    def fail_over(self, shard: int) -> ValkeyServer:
+        """Have a replica take over from its master, who lives, without loss; the new master."""
+        before = self.master_of(shard)
+        replica = next(server for server in self.shards[shard] if server is not before)
+        assert replica.ask("CLUSTER", "FAILOVER") == b"+OK\r\n"
+        return self.wait_for_master(shard, before)
 
     def stop(self) -> None:
         """End all."""
-        for node in self.nodes:
-            node.stop()
+        for server in self.servers:
+            server.stop()
+
+
+def _bulk(answer: bytes | None) -> str:
+    assert answer is not None
+    return answer.split(b"\r\n")[1].decode()
