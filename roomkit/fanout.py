@@ -358,14 +358,12 @@ class Fanout:
         which would be delivered before it is stored.
         """
         with self.queue.mutex:
+            self.queue.held = True
             self._held = deque()
-
-    def _is_held_back(self) -> bool:
-        return self._held is not None
 
     def take_locked(self) -> tuple[list[Entry], Gap | None]:
         """Take out what is queued, to be stored."""
-        return self.queue.drain()
+        return self.queue.drain(held=True)
 
     def release(self, entries: list[Entry], trailing: Gap | None) -> None:
         """What was taken is stored: have it delivered."""
@@ -382,7 +380,7 @@ class Fanout:
             self.queue.put_control(CloseAll(code, reason))
             self.broadcaster.wake()
             return
-        self.queue.drain()
+        self.queue.drain(held=True)
         ends = [CloseLink(link, code, reason) for link in self._leaving]
         self._links.clear()
         self.release([Entry(item, 0) for item in (*ends, CloseAll(code, reason))], None)
@@ -392,7 +390,7 @@ class Fanout:
         if self._held is None:
             self.broadcaster.wake()
         else:
-            self.release(*self.queue.drain())
+            self.release(*self.queue.drain(held=True))
 
     # Delivery: only the broadcaster's thread comes here.
 
@@ -415,7 +413,7 @@ class Fanout:
     def _drain(self) -> None:
         held = self._held
         if held is None:
-            entries, trailing = self.queue.drain(self._is_held_back)
+            entries, trailing = self.queue.drain()
         else:
             entries, trailing = held.popleft() if held else ([], None)
         if self._passed[0]:

@@ -493,7 +493,7 @@ class RoomManager:
         player_id: str | None = None,
         *,
         new_room_id: str | None = None,
-        answer: Callable[[str], None] | None = None,
+        answer: Callable[[str, int], None] | None = None,
     ) -> Room:
         """Seat everybody of ``room`` in a new one with the same bounds, settings, bans and tokens (a rematch).
 
@@ -501,7 +501,7 @@ class RoomManager:
         given up after ``reconnect_grace``. The host stays host.
 
         Args:
-            answer: called with the new room's id, as :meth:`Room.submit` answers.
+            answer: called with the new room's id and the old one's last seq, as :meth:`Room.submit` answers.
 
         Raises:
             NotHost, PlayerNotFound, InvalidTransition (closed), RoomExists, LimitExceeded, ShuttingDown, RoomBusy: the
@@ -510,7 +510,7 @@ class RoomManager:
         if isinstance(room, SharedRoom) and room.followed:
             # Its id is chosen here: whoever has to ask again asks for the same room.
             room_id = new_room_id if new_room_id is not None else self._new_room_id()
-            room.ask_transfer(player_id, room_id, None if answer is None else lambda seq: answer(room_id))
+            room.ask_transfer(player_id, room_id, None if answer is None else lambda seq: answer(room_id, seq))
             return self.get_room(room_id)
         return self._transfer(room, player_id, new_room_id, answer)
 
@@ -519,7 +519,7 @@ class RoomManager:
         room: Room,
         player_id: str | None,
         new_room_id: str | None,
-        answer: Callable[[str], None] | None = None,
+        answer: Callable[[str, int], None] | None = None,
         command_id: str = "",
     ) -> Room:
         """``command_id``: of another instance that asks for it."""
@@ -547,7 +547,7 @@ class RoomManager:
             elif answer is None:
                 room.execute(c.Transfer(player_id, new.id))
             else:
-                room.submit(c.Transfer(player_id, new.id), lambda seq: answer(new.id))
+                room.submit(c.Transfer(player_id, new.id), lambda seq: answer(new.id, seq))
         except BackendUnavailable:  # it may have been carried out: then people are on their way there
             raise
         except BaseException:

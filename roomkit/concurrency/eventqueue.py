@@ -21,7 +21,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -81,6 +81,7 @@ class EventQueue(queue.Queue[Entry]):
         self._gap_after = 0
         self._gap_last = 0
         self._gap_types: Counter[str] | None = None
+        self.held = False  # whether what is queued waits for something, and only who holds it back takes it out
         # Totals since the beginning:
         self.accepted = 0
         self.dropped: Counter[str] = Counter()
@@ -253,12 +254,13 @@ class EventQueue(queue.Queue[Entry]):
         self._gap_types = None
         return gap
 
-    def drain(self, unless: Callable[[], bool] | None = None) -> tuple[list[Entry], Gap | None]:
-        """Take out everything, and what was dropped after the last entry; nothing when ``unless``, which is asked under
-        ``mutex``, says yes. Never blocks.
+    def drain(self, *, held: bool = False) -> tuple[list[Entry], Gap | None]:
+        """Take out everything, and what was dropped after the last entry. Never blocks.
+
+        Where the queue is :attr:`held` back nothing comes out, but for whoever holds it back, who says so.
         """
         with self.mutex:
-            if unless is not None and unless():
+            if self.held and not held:
                 return [], None
             entries, self.queue = self.queue, []
             gap = None if self._gap_types is None else self._take_gap()

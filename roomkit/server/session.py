@@ -125,8 +125,7 @@ class RoomSession:
         elif message_id is None:
             room.execute(command, wait=False)
         else:
-            events = room.execute(command)
-            self._ack(message_id, events[-1].seq if events else room.get_state().seq)
+            room.submit(command, partial(self._ack, message_id))
 
     def _ready(self, message: m.Ready) -> None:
         self._run(message.id, c.SetPlayerReady(self.player_id, message.data.ready))
@@ -171,9 +170,9 @@ class RoomSession:
         def transfer() -> None:
             self._server.rooms.transfer(self.room, self.player_id, answer=answer)
 
-        def answer(room_id: str) -> None:
+        def answer(room_id: str, seq: int) -> None:
             if message.id is not None:
-                self._reply_ack(message.id, {"seq": self.room.get_state().seq, "room_id": room_id})
+                self._reply_ack(message.id, {"seq": seq, "room_id": room_id})
 
         if not self.room.shared:
             transfer()

@@ -39,6 +39,7 @@ _LOCK = 0.002  # seconds for which one room's lock may hold up all the others
 _PAUSE = 0.05  # seconds until a room that was locked is tried again
 _LOOK = 1.0  # seconds between two looks at how far the rooms are
 _AGAIN = 1.0  # seconds after which something is asked again
+_STARTING = 5.0  # seconds for which another thread is waited for that begins to listen, which takes no time
 _MOST = 10_000  # letters that may wait to be sent
 
 _calls = itertools.count(1)
@@ -195,9 +196,17 @@ class Following:
     # Beginning and end.
 
     def start(self) -> None:
-        """Listen. Whoever calls this second does not come back before the first one listens."""
-        with self._starting.take("", self._backend.timeout) as mine:  # who listens has not to wait
-            if mine and self._ear is None and not self._closed:
+        """Listen. Whoever calls this second does not come back before the first one listens.
+
+        Raises:
+            RoomBusy: that has not happened yet.
+        """
+        if self._ear is not None:
+            return
+        with self._starting.take("", _STARTING) as mine:
+            if not mine:
+                raise RoomBusy("the instance has not begun to listen yet; try again")
+            if self._ear is None and not self._closed:
                 self._ear = self._backend.listen(self.name, self)
 
     def close(self, timeout: float) -> bool:

@@ -351,3 +351,13 @@ def test_it_is_a_queue_like_any_other() -> None:
         queue.task_done()
     queue.join()
     assert Gap(1, 4, {"message": 2, "player_ready": 1}).dropped == 3
+
+
+def test_what_is_held_back_comes_out_for_its_holder_only() -> None:
+    """Nobody else gets anything, and it stays where it was."""
+    queue = EventQueue(4)
+    queue.put_control("answer")
+    queue.held = True
+    assert queue.drain() == ([], None)
+    [entry], trailing = queue.drain(held=True)
+    assert (entry.item, trailing) == ("answer", None)

@@ -748,11 +748,11 @@ def test_a_rematch_at_a_follower(instances: Instances) -> None:
     with pytest.raises(RoomExists):
         two.transfer(copy, "amy", new_room_id="taken")
     assert "r2" not in instances.store.rooms
-    new = two.transfer(copy, "amy", answer=told.append)
+    new = two.transfer(copy, "amy", answer=lambda *about: told.append(about))
     assert new.followed
     assert new.get_state().metadata == {"mode": "duel"}
     assert wire.wait_closed() == 4510
-    eventually(lambda: told == [new.id])
+    eventually(lambda: told == [(new.id, room.get_state().seq)])
     assert [event["type"] for event in wire.events][-3:] == ["room_transferred", "room_status", "room_closed"]
     assert wire.events[-3]["data"] == {"room_id": new.id}
     again = Wire()

@@ -10,6 +10,7 @@ from support.following import pair
 from support.unsteady import TTL, Instances, steady
 
 from roomkit import BackendUnavailable, RoomManager, ShuttingDown
+from roomkit.backends.base import Position
 from roomkit.core import commands as c
 from roomkit.fanout import Fanout
 from roomkit.sharing.journal import Journal
@@ -121,10 +122,10 @@ def test_what_is_held_back_is_not_taken_out_by_who_was_about_to(instances: Insta
     was not stored yet was delivered.
     """
     fanout = instances.make("one").create_room("r")._fanout
-    with fanout.queue.mutex:
-        fanout.queue.queue.append("not stored")  # type: ignore[arg-type]
-    assert fanout.queue.drain(fanout._is_held_back) == ([], None)
-    assert fanout.queue.drain() == (["not stored"], None)
+    fanout.queue.put_control("not stored")
+    assert fanout.queue.drain() == ([], None)
+    [entry], _ = fanout.queue.drain(held=True)
+    assert entry.item == "not stored"
 
 
 def test_a_command_is_for_the_room_that_it_was_meant_for(instances: Instances) -> None:
@@ -196,3 +197,14 @@ def test_who_comes_back_here_is_not_taken_for_lost_elsewhere(
     room.send_message("amy", {"n": 1})
     wire.wait_for_seq(room.get_state().seq)
     assert room.get_state().get_player("amy").connected
+
+
+def test_what_was_committed_after_the_record_is_not_read(instances: Instances) -> None:
+    """An instance that stood still read what who came after it had done into the room, which had its hole then."""
+    one = instances.make("one")
+    room: Any = one.create_room("r")
+    for name in ("amy", "bob", "cyd"):
+        room.add_player(name)
+    seq = room.get_state().seq
+    read = node_of(one)._read("r", Position(room.epoch, seq - 1), room.epoch, 0, [])
+    assert len(read) == seq - 1

@@ -26,7 +26,7 @@ LEAVE_CODES = (1000, 4503, 4504)
 class Wire:
     """A connection, and the client's end of it."""
 
-    def __init__(self, world: World, player: Player, room: Room, known: Memory | None) -> None:
+    def __init__(self, world: World, player: Player, room: Room, known: Memory | None, over_a_line: bool) -> None:
         self.world = world
         self.player = player
         self.room = room
@@ -40,8 +40,10 @@ class Wire:
         self.attached = False
         self.messages = 0
         self.closes: list[tuple[int, str]] = []
-        over_a_line = world.loops.open and player.rng.random() < world.knobs.lines
-        self.line = Line(world, self, room) if over_a_line else None
+        self.line = self.make_line() if over_a_line else None
+
+    def make_line(self) -> Line:
+        return Line(self.world, self, self.room)
 
     def __str__(self) -> str:
         return f"the connection of {self.player.name}"
@@ -106,7 +108,7 @@ class Wire:
             if seq <= self.replayed_up_to and seq != self.stream.last + 1:
                 self.stream.fail("a hole in the replay", f"event {seq} after {self.stream.last}")
             self.stream.event(kind, seq, data, message.get("conflated", 0))
-            self.player.remember(self.stream.truth, seq)
+            self.remember(seq)
 
     def take_welcome(self, data: dict[str, Any]) -> None:
         world = self.world
@@ -117,7 +119,10 @@ class Wire:
         truth.check_state(data["state"], seq, str(self))
         recovered = data["recovered"]
         start = seq
-        if recovered is not None:
+        if recovered is None:
+            if self.known_seq is not None and not truth.has_just_joined(self.player.name, seq):
+                truth.fail("recovered", f"{self} had {self.known_seq} of {seq}, and is told nothing of that")
+        else:
             missed = seq - (self.known_seq or 0)
             covered = 0 <= missed <= min(seq, truth.machine.config.history_size)
             if recovered is not (self.known_epoch == data["epoch"] and covered):
@@ -127,7 +132,42 @@ class Wire:
                 start, self.replayed_up_to = self.known_seq, seq
         self.stream = Stream(truth, str(self), start)
         self.stream.known = seq
-        self.player.welcomed(truth, data, start)
+        self.welcomed(data, start)
+
+    def remember(self, seq: int) -> None:
+        assert self.stream is not None
+        self.player.remember(self.stream.truth, seq)
+
+    def welcomed(self, data: dict[str, Any], start: int) -> None:
+        self.player.welcomed(data, start)
+
+    def enter(self, memory: Memory | None) -> bool:
+        """Take the seat; False: it was refused."""
+        world, player = self.world, self.player
+        token = memory.token if memory is not None else player.secret
+        settled = world.truth(self.room).settled
+        try:
+            joined = self.ask(
+                lambda: self.room.join(player.name, self, token=token, epoch=self.known_epoch, seq=self.known_seq)
+            )
+        except RoomkitError as error:
+            if self.line is not None:
+                self.line.hang_up()
+            world.refused(error)
+            if self.messages or self.closes:
+                world.scheduler.fail("refused and yet changed", f"{self} was used, and {error!r} raised")
+            return False
+        self.attached = True
+        truth = world.truth(self.room)
+        truth.check_state(joined.state, settled, f"join of {player.name}")
+        epoch = truth.machine.epoch
+        known = player.memories.setdefault(epoch, Memory(epoch, None, None))
+        known.token = joined.player.token
+        return True
+
+    def carry_out(self, operation: str) -> None:
+        """Have one of the player's operations carried out."""
+        self.ask(lambda: getattr(self.player, operation)(self.room))
 
     def close(self, code: int, reason: str) -> None:
         p.check_no_locks(self.world.scheduler, "a connection's close")
@@ -136,6 +176,9 @@ class Wire:
         self.closes.append((code, reason))
         if self.line is not None:
             self.line.mark_dirty()
+        self.take_close(code)
+
+    def take_close(self, code: int) -> None:
         if self.cut or self.stream is None:
             return
         stream = self.stream
@@ -169,12 +212,13 @@ class Player:
         self.room: Room | None = None
         self.wire: Wire | None = None
         self.memories: dict[str, Memory] = {}  # by epoch
+        self.secret: str | None = None  # of its own, for new seats: who comes by a session has one
 
     def remember(self, truth: Truth, seq: int) -> None:
         memory = self.memories[truth.machine.epoch]
         memory.seq = seq
 
-    def welcomed(self, truth: Truth, data: dict[str, Any], start: int) -> None:
+    def welcomed(self, data: dict[str, Any], start: int) -> None:
         epoch = data["epoch"]
         memory = self.memories.setdefault(epoch, Memory(epoch, None, None))
         memory.token = data["token"]
@@ -195,7 +239,7 @@ class Player:
         if operation in ("drop", "host", "hold"):  # no client's, or no matter of one operation
             getattr(self, operation)(room)
         else:
-            wire.ask(lambda: getattr(self, operation)(room))
+            wire.carry_out(operation)
 
     def come_in(self) -> None:
         """Into a room, with the token and the number that this client has of it."""
@@ -208,32 +252,11 @@ class Player:
         epoch = world.truth(room).machine.epoch
         memory = self.memories.get(epoch)
         knows = memory is not None and memory.seq is not None and self.rng.random() < 0.95
-        wire = Wire(world, self, room, memory if knows else None)
+        wire = world.connect(self, room, memory if knows else None, memory)
         world.wires.append(wire)
         self.room, self.wire = room, wire
-        settled = world.truth(room).settled
-        try:
-            joined = wire.ask(
-                lambda: room.join(
-                    self.name,
-                    wire,
-                    token=memory.token if memory is not None else None,
-                    epoch=wire.known_epoch,
-                    seq=wire.known_seq,
-                )
-            )
-        except RoomkitError as error:
-            if wire.line is not None:
-                wire.line.hang_up()
-            world.refused(error)
-            if wire.messages or wire.closes:
-                world.scheduler.fail("refused and yet changed", f"{wire} was used, and {error!r} raised")
+        if not wire.enter(memory) and self.wire is wire:
             self.room = self.wire = None
-            return
-        wire.attached = True
-        world.truth(room).check_state(joined.state, settled, f"join of {self.name}")
-        known = self.memories.setdefault(epoch, Memory(epoch, None, None))
-        known.token = joined.player.token
 
     def message(self, room: Room) -> None:
         for _ in range(self.rng.choice((1, 1, 3))):
@@ -305,7 +328,7 @@ class Player:
             truth = world.truth(room)
             truth.check_state(state, truth.seq, f"reading() of {self.name}")
             world.scheduler.point("within reading()")
-            world.scheduler.sleep(self.rng.choice((0.0, 0.01)))
+            world.scheduler.sleep(self.rng.choice(world.knobs.holds))
             if state.seq != truth.seq or truth.inside is not None:
                 truth.fail("changed while it was read", f"{state.seq} became {truth.seq}")
             try:

@@ -112,6 +112,11 @@ class Truth:
             if told not in ways:
                 self.fail("transition", f"{before} -> {told} by {type(command).__name__} is not in the table")
 
+    def has_just_joined(self, player_id: str, seq: int) -> bool:
+        """Whether the seat is new at ``seq``: the change that ends there has made it."""
+        last = self.events[max(0, seq - 3) : seq]
+        return any(event.type == "player_joined" and event.data["player"]["id"] == player_id for event in last)
+
     # What others say of it.
 
     def check_state(self, state: RoomState | dict[str, Any], at_least: int, who: str) -> None:

@@ -10,7 +10,9 @@ from roomkit import RoomConfig
 #: asked, heard late or not at all.
 ANY = ("mixed", "drops", "resume", "expiry", "shutdown", "crowd", "server", "switch")
 SHARED = ("sharing", "following")
-SCENARIOS = (*ANY, *SHARED)
+#: Most players come by a session (sessions.py); some do too wherever there are I/O threads.
+SESSIONS = "sessions"
+SCENARIOS = (*ANY, SESSIONS, *SHARED)
 #: Who drains the rooms: threads of theirs, the server's I/O threads, or these once the former have been at work.
 BROADCASTERS = ("library", "server", "switch")
 
@@ -18,7 +20,9 @@ BROADCASTERS = ("library", "server", "switch")
 class Knobs:
     """What a seed makes of a scenario."""
 
-    def __init__(self, rng: random.Random, scenario: str) -> None:
+    def __init__(self, rng: random.Random, scenario: str, more: random.Random | None = None) -> None:
+        """``more``: what was added later is drawn from it, so that the seeds before that are what they were."""
+        more = more or random.Random(0)
         self.scenario = scenario if scenario != "any" else rng.choices(ANY, (4, 4, 4, 3, 3, 2, 2, 2))[0]
         kind = self.scenario
         self.players = rng.randint(3, 5) if kind != "crowd" else rng.randint(5, 7)
@@ -63,6 +67,18 @@ class Knobs:
         self.io_threads = rng.choice((1, 1, 2))
         self.max_rounds = rng.choice((1, 2, 16))
         self.lines = rng.choice((0.5, 0.9, 1.0))  # the share of connections that are the server's
+        self.sessions = more.choice((0.0, 0.0, 0.5))  # the share of these that have a RoomSession
+        self.over_rate = more.choice((0.0, 0.0, 0.05))
+        self.stalling = more.choice((0.0, 0.02, 0.1))
+        self.vanishing = more.choice((0.0, 0.1))
+        self.holds = (0.0, 0.01)  # how long a room is read
+        if kind == SESSIONS:
+            weights.update(more.choice(({}, {"drop": 25, "message": 15, "hold": 10}, {"keyed": 20, "close": 0})))
+            self.sessions = more.choice((0.6, 1.0))
+            self.lines = max(self.lines, 0.9)
+            self.broadcaster = more.choice(("server", "server", "server", "switch"))
+            self.holds = more.choice(((0.0, 0.01), (0.1, 0.6)))
+            weights["hold"] = more.choice((2, 12))
         self.operations = tuple(weights)
         self.weights = tuple(weights.values())
 

@@ -169,16 +169,17 @@ class Line:
         self._dirty = False
         done, self._done = self._done, []
         for request in done:
-            self._check_told(request.last_seq)
+            if not self.wire.closes:
+                self.check_told(request.last_seq)
             request.answered.set()
         if self.wire.closes:
             self._end()
 
-    def _check_told(self, seq: int) -> None:
+    def check_told(self, seq: int) -> None:
         """docs/protocol.md: the events that an operation caused arrive before its answer."""
         wire = self.wire
         stream = wire.stream
-        if not seq or wire.cut or wire.closes or stream is None:
+        if not seq or wire.cut or stream is None:
             return
         kept = stream.truth.events[seq - 1].type in CRITICAL_TYPES or not (self.room.dropped or self.room.conflated)
         if stream.last < seq and kept:

@@ -108,6 +108,9 @@ _OWNED = "sharing/owned.py"
 _ROOM = "sharing/room.py"
 _FOLLOWING = "sharing/following.py"
 _COPY = "sharing/copy.py"
+_SESSION = "server/session.py"
+_CARRIED_OUT = "            room.submit(command, partial(self._ack, message_id))\n"
+_GIVEN_BACK = "                self.room.remove_connection(self.player_id, self._connection)\n"
 
 MUTANTS = (
     Mutant(
@@ -417,6 +420,70 @@ MUTANTS = (
     ),
     _one("rooms to come are not handed over", "manager.py", "            self._broadcaster = factory\n", "", "switch"),
     _one(
+        "told before it is carried out",
+        _SESSION,
+        _CARRIED_OUT,
+        "            self._ack(message_id, room.get_state().seq)\n            room.execute(command)\n",
+        "sessions",
+    ),
+    _one(
+        "a refusal is not told",
+        _SESSION,
+        "        except RoomkitError as error:\n            self._refuse(parsed.id, error)\n",
+        "        except RoomkitError:\n            pass\n",
+        "sessions",
+    ),
+    _one(
+        "a refusal is told twice",
+        _SESSION,
+        '        self._server.tally.add("refused", error.code)\n',
+        "        self._reply_error(message_id, error.code, str(error))\n",
+        "sessions",
+    ),
+    _one(
+        "a message over the rate is carried out",
+        _SESSION,
+        "        if not within_rate:\n",
+        "        if False:\n",
+        "sessions",
+    ),
+    _one(
+        "bad messages are never too many",
+        _SESSION,
+        "            if self._bad_messages > _MAX_BAD_MESSAGES:\n",
+        "            if False:\n",
+        "sessions",
+    ),
+    _one(
+        "who is not let in is not told",
+        _SESSION,
+        "        self._connection.close(code, str(error))\n",
+        "        pass\n",
+        "sessions",
+    ),
+    _one(
+        "what a client has already is not said",
+        _SESSION,
+        "            seq=request.seq,\n",
+        "            seq=None,\n",
+        "sessions",
+    ),
+    _one("a lost connection keeps its seat", _SESSION, _GIVEN_BACK, "                pass\n", "sessions"),
+    _one(
+        "a loss that the room was too busy for is forgotten",
+        _SESSION,
+        "                self._connection.reactor.call_later(_RETRY, lambda: self.on_close(code, reason))\n",
+        "                pass\n",
+        "sessions",
+    ),
+    _one(
+        "a loss drops whoever has the seat",
+        _SESSION,
+        _GIVEN_BACK,
+        "                self.room.remove_connection(self.player_id)\n",
+        "sessions",
+    ),
+    _one(
         "a step that has to be stored again is taken anew",
         _NODE,
         "        if journal.step is None:\n            journal.step = room.take_step",
@@ -486,8 +553,8 @@ MUTANTS = (
     _one(
         "what is queued outlives the loss of the room",
         "fanout.py",
-        "        self.queue.drain()\n        ends = ",
-        "        self.release(*self.queue.drain())\n        ends = ",
+        "        self.queue.drain(held=True)\n        ends = ",
+        "        self.release(*self.queue.drain(held=True))\n        ends = ",
         "sharing",
     ),
     _one(
@@ -551,13 +618,6 @@ MUTANTS = (
         "True):",
         "sharing",
     ),
-    _one(
-        "events of who came after us are read",
-        _NODE,
-        "return events[: max(0, upto.seq - after)]",
-        "return events",
-        "sharing",
-    ),
     # Of rooms that are followed, and of what is asked of their owners.
     Mutant(
         "what was missed is not read, nor asked for by looking",
@@ -605,13 +665,6 @@ MUTANTS = (
         "the owner does not remember what it carried out",
         _OWNED,
         "            if command_id in journal.acted:\n",
-        "            if False:\n",
-        "following",
-    ),
-    _one(
-        "an answer that has overtaken its events is told at once",
-        _ROOM,
-        "            if letter.last > self._machine.seq:  # it has overtaken its events\n",
         "            if False:\n",
         "following",
     ),
@@ -731,7 +784,8 @@ def hunt(mutant: Mutant, seeds: int) -> str:
     sys.meta_path.insert(0, _Finder(mutant))  # type: ignore[arg-type]
     import roomkit
 
-    # An empty package: only the reactor is looked at, and to import the server takes longer than most mutants live.
+    # An empty package: only the reactor and the sessions are looked at, and to import the server takes longer than most
+    # mutants live.
     roomkit.server = sys.modules["roomkit.server"] = ModuleType("roomkit.server")  # type: ignore[attr-defined]
     roomkit.server.__path__ = [str(ROOT / "roomkit" / "server")]
     from .patch import patched

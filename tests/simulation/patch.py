@@ -49,8 +49,8 @@ WITHOUT = (
 
 #: Imported by the library, but no part of what is simulated.
 NOT_SIMULATED = ("roomkit.testing", "roomkit.log", "roomkit.client", "roomkit.server", "roomkit.embed", "roomkit.tools")
-#: But for this one.
-SIMULATED = ("readerwriterlock.rwlock", "roomkit.server.reactor")
+#: But for these.
+SIMULATED = ("readerwriterlock.rwlock", "roomkit.server.reactor", "roomkit.server.session")
 
 #: Pure functions behind these modules' doors: a switch within them could change nothing, and one keeps a cache.
 NOT_TRACED = ("roomkit.core.events", "roomkit.core.ids", "roomkit.core.snapshot", "roomkit.errors", "roomkit.listing")

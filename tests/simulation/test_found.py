@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.fakes import PATIENCE, SelfDrainer, Wire, join, start_thread
 
-from roomkit import Room, RoomConfig, RoomManager, ShuttingDown
+from roomkit import Room, RoomBusy, RoomConfig, RoomManager, ShuttingDown
 from roomkit.runtime import Runtime
 from roomkit.server.reactor import LoopBroadcaster, Reactor
+from roomkit.server.session import JoinRequest, RoomSession
 from roomkit.testing import InlineBroadcaster, ManualClock, RecordingConnection
 
 
@@ -263,3 +267,61 @@ def test_a_room_that_is_being_made_is_handed_over_too() -> None:
     assert amy.types == ["welcome"]  # at once: it is drained by the calling thread
     assert not room.has_threads
     manager.shutdown()
+
+
+class Asker(RecordingConnection):
+    """A session's connection that keeps its answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[dict[str, Any]] = []
+
+    def reply(self, payload: bytes) -> None:
+        self.answers.append(json.loads(payload))
+
+    def spend(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[RoomManager, RoomSession, Asker]]:
+    """A session of amy's in a room whose state is not to be had: somebody changes it for long."""
+    manager = RoomManager(RoomConfig(max_players=1, min_players=1), clock=ManualClock(), wall_clock=lambda: 0.0)
+    manager.use_broadcaster(InlineBroadcaster())
+    room = manager.create_room("r")
+    server = SimpleNamespace(rooms=manager, tally=manager.tally, greeting={}, wall_clock=lambda: 0.0)
+    session = RoomSession(server, room, JoinRequest("r", "amy"))  # type: ignore[arg-type]
+    amy = Asker()
+    session.on_open(amy)  # type: ignore[arg-type]
+
+    def busy(room: Room) -> None:
+        raise RoomBusy("no read lock within 0.5 s")
+
+    monkeypatch.setattr(Room, "get_state", busy)
+    yield manager, session, amy
+    monkeypatch.undo()
+    manager.shutdown()
+
+
+def test_what_changes_nothing_is_not_refused_after_it_was_carried_out(
+    asked: tuple[RoomManager, RoomSession, Asker],
+) -> None:
+    """The answer to an operation without events asked for the room's state, which it did not get: it said room_busy."""
+    _, session, amy = asked
+    seq = session.room._history.last_seq
+    session.on_message('{"type":"ready","data":{"ready":false},"id":"c1"}')
+    assert amy.answers == [{"type": "ack", "id": "c1", "data": {"seq": seq}}]
+
+
+def test_a_rematch_stands_when_the_old_room_is_busy_afterwards(asked: tuple[RoomManager, RoomSession, Asker]) -> None:
+    """Its answer asked for the old room's state: the new room, to which everybody was on the way, was taken away."""
+    manager, session, amy = asked
+    session.room.set_player_ready("amy")
+    session.room.start_game("amy")
+    session.room.finish_game("amy")
+    session.on_message('{"type":"rematch","id":"c1"}')
+    (answer,) = amy.answers
+    assert answer["type"] == "ack"
+    assert answer["data"]["seq"] == session.room._history.last_seq
+    assert manager.get_room(answer["data"]["room_id"]).status != "closed"
+    assert "room_transferred" in amy.types

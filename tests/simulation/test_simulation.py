@@ -62,6 +62,46 @@ def test_nothing_is_found_where_rooms_are_shared(scenario: str, first: int) -> N
         assert outcomes[what] >= least, f"{what}: {outcomes[what]}"
 
 
+def test_nothing_is_found_where_players_come_by_sessions() -> None:
+    """Two hundred interleavings of players who send JSON to real sessions, and vanish, are slow and come back; and what
+    makes it hard for a session does happen in them.
+    """
+    outcomes: Counter[str] = Counter()
+    with patched():
+        for seed in range(200):
+            scheduler, world = simulate(seed, "sessions")
+            again = f"python -m tests.simulation --scenario sessions --seed {seed}"
+            assert scheduler.finding is None, f"{again}: {scheduler.finding}"
+            assert not scheduler.alive()
+            outcomes += world.outcomes
+    for what, least in LEAST_OF_SESSIONS.items():
+        assert outcomes[f"session: {what}"] >= least, f"{what}: {outcomes[f'session: {what}']}"
+
+
+#: What two hundred of them see at least; two to four times as much was seen.
+LEAST_OF_SESSIONS = {
+    "welcome": 500,
+    "resumed": 150,
+    "lost before the welcome": 12,
+    "loss told later": 3,
+    "ack": 1200,
+    "invalid_message": 400,
+    "invalid_transition": 400,
+    "not_host": 80,
+    "player_not_found": 30,
+    "room_busy": 20,
+    "over the rate": 40,
+    "refused 4505": 120,
+    "closed 1000": 40,
+    "closed 1003": 10,
+    "closed 1008": 5,
+    "closed 4008": 6,
+    "closed 4503": 7,
+    "closed 4509": 25,
+    "closed 4510": 50,
+}
+
+
 #: What a hundred and thirty of them see at least; two to four times as much was seen.
 LEAST = {
     "acknowledged": 300,
@@ -122,6 +162,7 @@ def test_a_seed_is_a_run(grain: str) -> None:
             simulate(seed)
         first, again, other = digest(7, grain=grain), digest(7, grain=grain), digest(8, grain=grain)
         assert digest(7, "switch", grain) == digest(7, "switch", grain)
+        assert digest(7, "sessions", grain) == digest(7, "sessions", grain)
         assert digest(7, "sharing", grain) == digest(7, "sharing", grain)
     assert first == again != other
     for hash_seed in ("1", "2"):

@@ -22,11 +22,12 @@ from roomkit.core.state import RoomMachine
 from roomkit.server.reactor import LoopBroadcaster
 
 from . import primitives as p
-from .actors import Player, Server, Subscriber, Wire
+from .actors import Memory, Player, Server, Subscriber, Wire
 from .checks import Truth
 from .knobs import SHARED, Knobs
 from .lines import Loops
 from .scheduler import Scheduler, Task
+from .sessions import SessionWire, StandIn
 from .watch import forget
 
 #: Virtual seconds after which everything that was under way has ended: longer than any hiccup, retry or lingering.
@@ -42,12 +43,15 @@ class World:
         self.scheduler = scheduler
         self.seed = scheduler.seed
         self.rng = random.Random(f"world {self.seed}")
-        self.knobs = Knobs(self.rng, scenario)
+        self.choices = random.Random(f"sessions {self.seed}")
+        self.knobs = Knobs(self.rng, scenario, self.choices)
         self.truths: dict[str, Truth] = {}  # by epoch
         self.wires: list[Wire] = []
         self.rooms: list[Room] = []  # every one that could be found at some time
         self.subscribers: list[Subscriber] = []
         self.loops = Loops(self)
+        self.server: StandIn  # of those who come by a session
+        self.noted: dict[Task, list[tuple[Room, c.Command, list[Event]]]] = {}  # what a session's message has done
         self.made: dict[Task, tuple[Room, int] | None] = {}  # by whom: the last event of its last operation
         self.deliveries = 0
         self.operations = 0
@@ -82,6 +86,9 @@ class World:
     def watch_execute(self, room: Room, command: c.Command, execute: Callable[[], list[Event]]) -> list[Event]:
         events = execute()
         self.operations += 1
+        noted = self.noted.get(self.scheduler.current)
+        if noted is not None:
+            noted.append((room, command, events))
         if events:
             truth = self.truth(room)
             truth.settled = max(truth.settled, events[-1].seq)
@@ -160,6 +167,15 @@ class World:
     def create(self, room_id: str, owner: str | None) -> None:
         self.manager.create_room(room_id, owner=owner)
 
+    def connect(self, player: Player, room: Room, known: Memory | None, memory: Memory | None) -> Wire:
+        """A new connection of a player's, for ``join``. By a session it has a token, of its own if it has got none."""
+        over_a_line = self.loops.open and player.rng.random() < self.knobs.lines
+        if not (over_a_line and self.knobs.sessions and self.choices.random() < self.knobs.sessions):
+            return Wire(self, player, room, known, over_a_line)
+        player.secret = f"secret-of-{player.name}-0123456789"
+        token = memory.token if memory is not None else None
+        return SessionWire(self, player, room, known, token or player.secret)
+
     def listen(self, room: Room, limit: int) -> Subscriber:
         subscriber = Subscriber(self, room, limit, len(self.subscribers))
         self.subscribers.append(subscriber)
@@ -193,6 +209,7 @@ class World:
             new_room_id=lambda: f"n{next(ids)}",
             new_token=lambda: f"token-number-{next(tokens):010d}",
         )
+        self.server = StandIn(self)
         manager._runtime.new_epoch = lambda: f"e{next(epochs)}"
         manager.use_broadcaster(self.broadcaster)
         if knobs.broadcaster == "server":
@@ -322,6 +339,8 @@ class World:
 
     def check_wires(self) -> None:
         for wire in self.wires:
+            if isinstance(wire, SessionWire):
+                wire.check_at_rest()
             if not wire.attached or wire.failed:
                 continue
             room = wire.room
