@@ -59,6 +59,7 @@ log = logging.getLogger("roomkit.manager")
 _TOLD = frozenset(("max_players", "min_players", "owner"))  # wishes for a room that other instances are told
 _MAKING = 3.0  # seconds for which somebody with the same wish, who makes a room for it, is waited for
 _MOST_OFFERED = 20  # rooms that one instance offers another
+_ANSWERS = 1.0  # seconds for which, at the end, the owners of followed rooms may answer what was asked
 _RETRY = 1.0  # seconds until a room that was too busy to expire is looked at again
 
 
@@ -774,11 +775,13 @@ class RoomManager:
             return f"restarting; come back in {random.uniform(0, spread):.1f} s"  # nosec B311
 
         busy = rooms
+        answered_by = time.monotonic() + min(_ANSWERS, timeout / 4)
         while True:  # those that are too busy again, after all the others
-            busy = [room for room in busy if not _closed_for_restart(room, come_back)]
+            hurry = time.monotonic() >= answered_by
+            busy = [room for room in busy if not _closed_for_restart(room, come_back, hurry)]
             if not busy or time.monotonic() >= deadline:
                 break
-            time.sleep(0.001)  # for rooms whose busy_timeout is 0
+            time.sleep(0.001)  # for rooms whose busy_timeout is 0, or whose owner answers just now
         for room in busy:
             log.warning("room %s was too busy to close", room.id)
             room.announce_restart(come_back)
@@ -907,11 +910,11 @@ def is_open(room: Room, state: RoomState) -> bool:
     return state.has_space and not state.locked and room.lifecycle.allows(state.status, "add_player")
 
 
-def _closed_for_restart(room: Room, reason: Callable[[], str]) -> bool:
-    """False: it was too busy."""
+def _closed_for_restart(room: Room, reason: Callable[[], str], hurry: bool) -> bool:
+    """False: it was too busy, or unless in a ``hurry`` some of its people wait for an owner's answer."""
     try:
         if isinstance(room, SharedRoom):
-            room.hand_over(reason)
+            room.hand_over(reason, hurry=hurry)
         else:
             room.close_for_restart(reason)
     except RoomBusy:

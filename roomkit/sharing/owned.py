@@ -316,20 +316,29 @@ class OwnedRoom(Room):
 
     # For the manager.
 
-    def hand_over(self, reason: Callable[[], str]) -> None:
+    def hand_over(self, reason: Callable[[], str], *, hurry: bool = False) -> None:
         """Take no more operations, and close every connection with 1012 after what is queued; the room stays.
 
+        Args:
+            hurry: whoever waits for the owner of a room that is followed here is not answered first.
+
         Raises:
-            RoomBusy: the lock was not to be had; nothing changed.
+            RoomBusy: the lock was not to be had, and nothing changed; or the owner has not answered yet, and operations
+            are refused from now on.
         """
 
         def refusal() -> RoomkitError:
             return ShuttingDown(f"room {self.id!r} goes on at another instance; come back")
 
+        if not hurry:
+            self._check_answered(refusal)
         with self._lock.write(self._config.busy_timeout):
             self._refuse(refusal)
             self._fanout.announce_restart_locked(reason)
         self._told()
+
+    def _check_answered(self, refusal: Callable[[], RoomkitError]) -> None:
+        """Raises RoomBusy: see :meth:`hand_over`."""
 
     def _refuse(self, refusal: Callable[[], RoomkitError]) -> None:
         """From now on nothing is begun any more."""

@@ -572,6 +572,13 @@ class SharedRoom(OwnedRoom):
         if self._copy is not None:
             self._copy.ended = refusal
 
+    def _check_answered(self, refusal: Callable[[], RoomkitError]) -> None:
+        copy = self._copy
+        if self._journal is None and copy is not None:
+            copy.ended = refusal  # first: whoever asks from now on is refused, or is seen here
+            if copy.waiting:
+                raise RoomBusy(f"the owner of room {self.id!r} has not answered yet")
+
     def _abandoned_locked(self) -> None:
         copy = self._copy
         if copy is None:

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from support.fakes import Blocker, Listener, Wire, eventually, run_together
+from support.fakes import PATIENCE, Blocker, Listener, Wire, eventually, run_together
 from support.following import (
     copy_of,
     deaf,
@@ -25,7 +25,7 @@ from support.following import (
 )
 from support.unsteady import STEP, TTL, Instances, answers_of, settled, steady
 
-from roomkit import BackendUnavailable, RoomBusy, RoomConfig, RoomNotFound, ShuttingDown
+from roomkit import BackendUnavailable, RoomBusy, RoomConfig, RoomNotFound, ShuttingDown, manager
 from roomkit.backends.base import Events
 from roomkit.core import commands as c
 from roomkit.sharing.letters import Done, Refused, encode
@@ -683,6 +683,29 @@ def test_the_first_two_rooms_may_be_wanted_at_once(instances: Instances, monkeyp
     finally:
         go.set()
         two.shutdown(5.0)
+
+
+def test_what_the_owner_was_asked_is_answered_before_an_instance_ends(
+    instances: Instances, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is told to come back knows by then what became of it; and nothing new is asked meanwhile."""
+    monkeypatch.setattr(manager, "_ANSWERS", PATIENCE)
+    one, two, _, copy = pair(instances)
+    told: list[Any] = []
+    wire = Wire()
+    copy.join("amy", wire)
+    with steady(one).holding() as held:
+        command = c.SendMessage("amy", {"n": 1}, None)
+        copy.submit(command, lambda seq: told.append((seq, list(wire.closes))), told.append)
+        assert held.wait(10)
+        ended = answers_of(lambda: two.shutdown(4 * PATIENCE, spread=0.0))
+        eventually(lambda: copy_of(copy).ended)
+        with pytest.raises(ShuttingDown):
+            copy.send_message("amy", {"n": 2})
+    assert wire.wait_closed() == 1012
+    eventually(lambda: ended)
+    assert ended == [True]
+    assert told == [(wire.last_seq(), [])]
 
 
 def test_who_waits_for_the_owner_is_told_when_the_instance_ends(instances: Instances) -> None:

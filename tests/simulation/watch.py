@@ -149,10 +149,10 @@ def abandon(room: SharedRoom, *args: Any) -> Any:
     return _abandon(room, *args)
 
 
-def hand_over(room: SharedRoom, *args: Any) -> None:
+def hand_over(room: SharedRoom, *args: Any, **options: Any) -> None:
     """``SharedRoom.hand_over``: likewise."""
     active().world.watch_broken_off(room)
-    _hand_over(room, *args)
+    _hand_over(room, *args, **options)
 
 
 def ask_owner(room: SharedRoom, *args: Any) -> list[Event]:
