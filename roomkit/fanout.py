@@ -373,20 +373,19 @@ class Fanout:
             self.broadcaster.wake()
 
     def abandon_locked(self, reason: str) -> None:
-        """Drop what is queued and not stored, which nobody is to hear of, and close all connections with 1012."""
+        """Drop what is queued and not stored, which nobody is to hear of, and close all connections with 1012. To be
+        followed by :meth:`tell_last_locked`.
+        """
         code = CLOSE["service_restart"]
-        if self._held is None:
-            self._links.clear()
-            self.queue.put_control(CloseAll(code, reason))
-            self.broadcaster.wake()
-            return
-        self.queue.drain(held=True)
-        ends = [CloseLink(link, code, reason) for link in self._leaving]
+        if self._held is not None:
+            self.queue.drain(held=True)
+            for link in self._leaving:
+                self.queue.put_control(CloseLink(link, code, reason))
         self._links.clear()
-        self.release([Entry(item, 0) for item in (*ends, CloseAll(code, reason))], None)
+        self.queue.put_control(CloseAll(code, reason))
 
     def tell_last_locked(self) -> None:
-        """Have answers delivered that were put in after :meth:`abandon_locked`: nothing is stored any more."""
+        """Have all that is queued delivered: nothing is stored any more."""
         if self._held is None:
             self.broadcaster.wake()
         else:

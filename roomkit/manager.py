@@ -261,7 +261,10 @@ class RoomManager:
         """Let a new room be found, or one that was another instance's. RoomExists, LimitExceeded, ShuttingDown: it was
         not.
         """
-        deadline = room.next_deadline()
+        try:
+            deadline = room.next_deadline()
+        except RoomBusy:  # of a shared room others may know already: with the next look
+            deadline = self._clock() + _RETRY
         while True:
             broadcaster = self._broadcaster
             room.use_broadcaster(broadcaster, 0)  # it may be another one than when the room was made
@@ -774,6 +777,8 @@ class RoomManager:
         def come_back() -> str:
             return f"restarting; come back in {random.uniform(0, spread):.1f} s"  # nosec B311
 
+        if self._node is not None:
+            self._node.leave()
         busy = rooms
         answered_by = time.monotonic() + min(_ANSWERS, timeout / 4)
         while True:  # those that are too busy again, after all the others

@@ -7,7 +7,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from roomkit.concurrency.worker import Worker
 from roomkit.errors import BackendUnavailable, RoomBusy, RoomkitError, ShuttingDown
@@ -80,6 +80,12 @@ class Reply:
             post.post(ask.sender, Done(post.name, ask.room, ask.id, acted.first, acted.last))
 
 
+class _PutRight(NamedTuple):
+    """What an instance asks of itself."""
+
+    room: str
+
+
 class Desk:
     """See the module.
 
@@ -95,7 +101,7 @@ class Desk:
         self._handlers = handlers
         self._tally = tally
         self._answers = Answers()
-        self._letters: list[deque[Any_]] = [deque() for _ in range(_THREADS)]
+        self._letters: list[deque[Any_ | _PutRight]] = [deque() for _ in range(_THREADS)]
         self._workers = [Worker(f"roomkit-desk-{n}", self._work(n)) for n in range(_THREADS)]
 
     @property
@@ -103,7 +109,7 @@ class Desk:
         """Whether there are threads at this moment."""
         return any(worker.running for worker in self._workers)
 
-    def take(self, letter: Any_) -> None:
+    def take(self, letter: Any_ | _PutRight) -> None:
         """Carry it out soon. Past the bound it is left out and counted: who asked asks again."""
         at = zlib.crc32(letter.room.encode()) % _THREADS
         if isinstance(letter, Call):  # may wait for the store, or for others
@@ -114,6 +120,12 @@ class Desk:
             return
         letters.append(letter)
         self._workers[at].wake()  # each time: whether its thread looks once more cannot be seen from here
+
+    def put_right(self, room_id: str) -> None:
+        """Have a room that was another instance's put right (``OwnedRoom.put_right``). Where a reader is in the way it
+        is to be asked for again.
+        """
+        self.take(_PutRight(room_id))
 
     def stop(self, timeout: float) -> bool:
         """End the threads; whether they have within so many seconds each."""
@@ -135,7 +147,7 @@ class Desk:
 
         return work
 
-    def _handle(self, letter: Any_) -> None:
+    def _handle(self, letter: Any_ | _PutRight) -> None:
         if isinstance(letter, Ask):
             self._carry_out(letter)
         elif isinstance(letter, Call):
@@ -144,7 +156,9 @@ class Desk:
             room = self._find(letter.room)
             if room is None:
                 return
-            if isinstance(letter, Gone):
+            if isinstance(letter, _PutRight):
+                room.put_right()
+            elif isinstance(letter, Gone):
                 room.serve_gone(letter)
             else:
                 assert isinstance(letter, Present)  # what is an answer is not for a desk

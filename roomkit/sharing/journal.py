@@ -109,6 +109,8 @@ class Journal:
         revision: of the last step that is stored. step: the one under way. doubted: whether the store may have lost
             the lease. lost: it is another instance's. These belong to the thread that stores.
         removing: the room is to be taken away once its last step is stored. Only ever set.
+        unsettled: it was another instance's, and seats may be taken for connected that are not; set until that is put
+            right, by whoever does it.
         changed: whether there is something to store; guarded by the room's write lock.
 
     Thread safety: ``*_locked`` under the room's write lock; :meth:`check` and :meth:`mark` by any thread.
@@ -132,6 +134,7 @@ class Journal:
         "revision",
         "room",
         "step",
+        "unsettled",
     )
 
     def __init__(
@@ -151,6 +154,7 @@ class Journal:
         self.doubted = False
         self.lost = False
         self.removing = False
+        self.unsettled = False
         self.refusal: Callable[[], RoomkitError] | None = None  # set once: why nothing is begun any more
         self._mark = mark
         self._clock = clock

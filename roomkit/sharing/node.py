@@ -36,8 +36,9 @@ from roomkit.room import Room
 from roomkit.sharing.desk import Desk, Handlers
 from roomkit.sharing.elsewhere import Elsewhere
 from roomkit.sharing.following import Following
-from roomkit.sharing.journal import Journal, Step
+from roomkit.sharing.journal import Journal, Step, Waits
 from roomkit.sharing.letters import Any_, Present
+from roomkit.sharing.owned import Past
 from roomkit.sharing.room import SharedRoom
 
 log = logging.getLogger("roomkit.sharing")
@@ -132,6 +133,7 @@ class Node:
         # The thread's own:
         self._locked: list[Journal] = []  # to be looked at again
         self._retry_at = 0.0
+        self._leaving = False  # set once, by whoever ends the instance
         self._gave_up = False  # whether something was not stored in the end
         self._renew_at = 0.0
         self._scan_at = 0.0
@@ -204,7 +206,9 @@ class Node:
             if isinstance(lease, Held):
                 raise RoomExists(f"there is already a room {room.id!r}")
             journal = self._journal(room, lease, 0)
-            step = room.share(journal)
+            room.share(journal)
+            step = journal.step
+            assert step is not None
             try:
                 [outcome] = self._backend.commit([_commit_of(journal, room, step)])
             except BaseException:
@@ -212,10 +216,10 @@ class Node:
                     self._undo.append(Commit(lease, room.id, step.position, 2, None))
                 raise
             self._tally.add("commits")
-            if outcome != "committed":  # there is one that nobody looks after, until now
-                self._adopt_one(lease)
+            if outcome != "committed":  # there is one that nobody looks after; from the next look on the thread does
+                self._may_be_ours(room.id)
                 raise RoomExists(f"there is already a room {room.id!r}")
-            journal.revision = 1
+            journal.revision, journal.step = 1, None
             try:
                 self._know(journal, room)
             except ShuttingDown:
@@ -247,33 +251,41 @@ class Node:
             if isinstance(lease, Held):
                 self._opened(room_id)
                 return self.following.follow(room_id, lease.instance)
-            return self._take_over(lease, room_id)
+            room = self._take_over(lease, room_id)
+        with suppress(RoomBusy, ShuttingDown):  # by the desk, then, which is asked now and then
+            room.put_right()
+        return room
 
     def _take_over(self, lease: Lease, room_id: str) -> SharedRoom:
-        """A lease was had: go on with its room. The caller is alone with it."""
+        """A lease was had: go on with its room. The caller is alone with it; one that is followed is the thread's.
+
+        Raises:
+            RoomBusy: a reader is in it; nothing changed. RoomNotFound, InvalidRecord: the lease was given back.
+            BackendUnavailable, ShuttingDown.
+        """
         self._may_be_ours(room_id)
-        acted: list[Acted] = []
         try:
             stored = self._backend.open(lease, room_id)
             if stored is None:
                 raise RoomNotFound(f"there is no room {room_id!r}")
-            elsewhere = load_elsewhere(stored.record)
-            alive = {instance.name for instance in self._backend.instances()}
-            room, journal = self._gone_on_with(lease, stored, acted) or self._revived(lease, room_id, stored, acted)
+            past = self._past(stored)
+            followed = self._gone_on_with(lease, stored, past)
+            journal = followed or self._revived(lease, room_id, stored, past)
         except (RoomNotFound, InvalidRecord):
             self._opened(room_id)
             self._backend.release([lease])
             raise
-        self._retried(lambda: room.welcome_back(elsewhere, alive, self.following))
+        room = journal.room
+        assert room is not None
         try:
-            self._know(journal, room)
+            self._know(journal, room, last=followed is not None)
             self._rooms.take_over(room)
-        except ShuttingDown:  # who was connected while it was followed is waiting for a close that is never stored
-            self._opened(room_id)
-            self._forget(journal)
-            self._retried(lambda: room.abandon(_LOCK, "come back"))
-            self._backend.release([lease], orphan=True)
-            raise
+        except ShuttingDown:
+            if followed is None:
+                self._opened(room_id)
+                self._forget(journal)
+                self._backend.release([lease], orphan=True)
+                raise
         if journal.room is None:  # lost before it could be found
             self._rooms.lose(room)
             raise BackendUnavailable(f"room {room_id!r} went on elsewhere while it was opened")
@@ -286,46 +298,42 @@ class Node:
                 copy.send(waiting)
         return room
 
-    def _revived(self, lease: Lease, room_id: str, stored: Stored, acted: list[Acted]) -> tuple[SharedRoom, Journal]:
-        room = self._rooms.revive(
-            stored.record, lambda epoch, after: self._read(room_id, stored.position, epoch, after, acted)
-        )
-        journal = self._journal(room, lease, stored.revision)
-        journal.step = room.share(journal, acted)
-        return room, journal
+    def _past(self, stored: Stored) -> Past:
+        """Raises InvalidRecord."""
+        alive = {instance.name for instance in self._backend.instances()} - {self.instance.name}
+        there = load_elsewhere(stored.record).items()
+        elsewhere = {player_id: (name, number) for player_id, (name, number) in there if name in alive}
+        return Past([], elsewhere, self.following)
 
-    def _gone_on_with(self, lease: Lease, stored: Stored, acted: list[Acted]) -> tuple[SharedRoom, Journal] | None:
+    def _revived(self, lease: Lease, room_id: str, stored: Stored, past: Past) -> Journal:
+        room = self._rooms.revive(
+            stored.record, lambda epoch, after: self._read(room_id, stored.position, epoch, after, past.acted)
+        )
+        journal = self._journal(room, lease, stored.revision, unsettled=True)
+        room.share(journal, past)
+        return journal
+
+    def _gone_on_with(self, lease: Lease, stored: Stored, past: Past) -> Journal | None:
         """A room that is followed here becomes this instance's; None: it is not, or not all of it is known.
 
         Raises:
-            RoomBusy: a reader is in it; nothing changed.
+            RoomBusy: a reader is in it; nothing changed, or it is not followed any more once it can be told so.
         """
         room = self.following.rooms.get(lease.scope)
         if room is None:
             return None
         machine = self._rooms.machine_of(stored.record)
-        journal = self._journal(room, lease, stored.revision)
+        journal = self._journal(room, lease, stored.revision, unsettled=True)
         try:
             self.following.fill(room)
-            self._read(room.id, stored.position, machine.epoch, max(0, machine.seq - _LAST), acted)
-            room.go_on_with(machine, journal, acted)
+            self._read(room.id, stored.position, machine.epoch, max(0, machine.seq - _LAST), past.acted)
+            room.go_on_with(machine, journal, past, _LOCK)
         except InvalidRecord as error:
-            acted.clear()
-            why = str(error)
-            self._retried(lambda: self.following.reset(room, why))
+            past.acted.clear()
+            self.following.reset(room, str(error))
             return None
         self.following.let_go(room)
-        return room, journal
-
-    @staticmethod
-    def _retried(step: Callable[[], object]) -> None:
-        """What can not be left half done, until the room's lock is free."""
-        while True:
-            try:
-                step()
-                return
-            except RoomBusy:
-                time.sleep(_PAUSE)
+        return journal
 
     def _may_be_ours(self, room_id: str) -> None:
         """Its lease was had or asked for: if so, nobody else looks after the room until it is opened."""
@@ -377,14 +385,18 @@ class Node:
                 with self._condition:
                     self._condition.wait_for(lambda: journal.room is None, journal.patience)
 
-    def _journal(self, room: SharedRoom, lease: Lease, revision: int) -> Journal:
+    def _journal(self, room: SharedRoom, lease: Lease, revision: int, *, unsettled: bool = False) -> Journal:
         patience = self._backend.lease_ttl + self._backend.timeout
-        return Journal(room, lease, revision, self.mark, patience, self._clock)
+        journal = Journal(room, lease, revision, self.mark, patience, self._clock)
+        journal.unsettled = unsettled
+        return journal
 
-    def _know(self, journal: Journal, room: SharedRoom) -> None:
-        """Raises ShuttingDown: the thread may have ended, and would never store it."""
+    def _know(self, journal: Journal, room: SharedRoom, *, last: bool = False) -> None:
+        """Raises ShuttingDown: the thread may have ended, and would never store it. ``last``: it is the thread that
+        asks, which leaves this room too when it ends.
+        """
         with self._condition:
-            if self._stop_by is not None:
+            if self._stop_by is not None and not last:
                 raise ShuttingDown("the instance is shutting down")
             self._journals[room.id] = journal
             self._unopened.pop(room.id, None)
@@ -432,6 +444,10 @@ class Node:
                 if not self._marked:  # else the thread was woken, and has not looked yet
                     self._condition.notify_all()
                 self._marked[room.id] = journal
+
+    def leave(self) -> None:
+        """Take nothing over any more: :meth:`stop` will follow, and others are to go on with what is left behind."""
+        self._leaving = True
 
     def stop(self, timeout: float) -> bool:
         """Store all that is left, give every room to whoever wants it next, and end the thread.
@@ -490,7 +506,7 @@ class Node:
         if stop_by is None:
             missed = not self._tried(self._keep) or missed
         if stop_by is not None and (time.monotonic() >= stop_by or not (self._marked or self._locked)):
-            self._leave()
+            self._give_all_up()
             return True
         if missed:
             time.sleep(_PAUSE)
@@ -586,8 +602,10 @@ class Node:
 
     def _stored(self, journal: Journal) -> None:
         room, step = journal.room, journal.step
-        assert room is not None
         assert step is not None
+        if room is None:  # it was given back meanwhile
+            _settle(step.waiters, False)
+            return
         journal.step = None
         journal.doubted = False
         journal.revision += 1
@@ -598,8 +616,7 @@ class Node:
     @staticmethod
     def _deliver(room: SharedRoom, step: Step) -> None:
         room.release_step(step)
-        for waiter in step.waiters:
-            waiter.settle(True)
+        _settle(step.waiters, True)
 
     def _removed(self, journal: Journal) -> None:
         """Whatever the outcome: who has it instead will take it away."""
@@ -622,8 +639,10 @@ class Node:
             BackendUnavailable: nothing is decided.
         """
         room, step, old = journal.room, journal.step, journal.lease
-        assert room is not None
         assert step is not None
+        if room is None:  # it was given back meanwhile
+            _settle(step.waiters, False)
+            return
         [lease] = self._backend.acquire(old.instance, [old.scope])
         if isinstance(lease, Held):
             self._lose(journal, room)
@@ -661,8 +680,7 @@ class Node:
         self._tally.add("rooms_lost")
         self._forget(journal)
         step = journal.step
-        for waiter in (*(() if step is None else step.waiters), *waiters):
-            waiter.settle(False)
+        _settle((*(() if step is None else step.waiters), *waiters), False)
         self._rooms.lose(room)
 
     # What is due now and then.
@@ -678,7 +696,7 @@ class Node:
             self._look_around()
             self._renew_at = now + self._backend.lease_ttl / 3
         due = self.following.look_after() or due
-        if now >= self._scan_at and not self._adopt():
+        if now >= self._scan_at and (self._leaving or not self._adopt()):
             self._scan_at = now + min(_SCAN, self._backend.lease_ttl / 3)
         return due
 
@@ -689,6 +707,8 @@ class Node:
         since = self._clock() - 2 * self._backend.lease_ttl
         for room_id, journal in list(self._journals.items()):
             room = journal.room
+            if journal.unsettled:  # a reader was in the way
+                self._desk.put_right(room_id)
             unheard = [] if room is None else room.unheard(since)
             for name in sorted({*gone, *unheard} - {self.instance.name}):
                 self._desk.take(Present(name, room_id, sys.maxsize))
@@ -743,6 +763,7 @@ class Node:
         """Whether it is this instance's now; one that was busy is tried again. Raises BackendUnavailable: likewise."""
         try:
             self._take_over(lease, lease.scope)
+            self._desk.put_right(lease.scope)
         except (RoomNotFound, ShuttingDown, RoomBusy):
             return False
         except BackendUnavailable:
@@ -756,7 +777,7 @@ class Node:
 
     # The end.
 
-    def _leave(self) -> None:
+    def _give_all_up(self) -> None:
         """Give up every lease; rooms whose steps are not stored by now are given up with what nobody was told."""
         with self._condition:
             journals = list(self._journals.values())
@@ -803,6 +824,11 @@ def _verdict(lease: Lease, revision: int, stored: Stored | None, recent: bool) -
     if stored.revision == revision:
         return "again"
     return "lost" if stored.revision < revision else "theirs"
+
+
+def _settle(waiters: Iterable[Waits], stored: bool) -> None:
+    for waiter in waiters:
+        waiter.settle(stored)
 
 
 def _commit_of(journal: Journal, room: SharedRoom, step: Step) -> Commit:

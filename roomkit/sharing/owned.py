@@ -4,9 +4,9 @@ nothing leaves it before that. It also serves instances that follow it (``sharin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from roomkit.backends.base import Acted, Position
 from roomkit.concurrency.eventqueue import Entry
@@ -27,6 +27,18 @@ class Replies(Waits, Protocol):
     """Whoever is to be told of a command of another instance. ``seq``: how far it brought the room."""
 
     seq: int
+
+
+class Past(NamedTuple):
+    """What is known of a room that was another instance's, besides its record and its events.
+
+    ``acted``: the last commands that it carried out for other instances. ``elsewhere``: the connections of instances
+    that live, by player: whose, and which (``core.record.dump``). ``post``: the way there.
+    """
+
+    acted: list[Acted]
+    elsewhere: Mapping[str, tuple[str, int]]
+    post: Post
 
 
 class Remote:
@@ -347,66 +359,69 @@ class OwnedRoom(Room):
 
     # For the node.
 
-    def share(self, journal: Journal, acted: Iterable[Acted] = ()) -> Step:
-        """From now on this instance owns the room, and nothing leaves it before it is stored; its first step.
-
-        Args:
-            acted: the last commands that it carried out for other instances.
+    def share(self, journal: Journal, past: Past | None = None) -> None:
+        """From now on this instance owns the room, and nothing leaves it before it is stored. Its first step is the
+        journal's: from here on others may be at work in it.
         """
         with self._lock.write(self._config.busy_timeout):
-            return self._share_locked(journal, acted)
+            self._share_locked(journal, past)
 
-    def _share_locked(self, journal: Journal, acted: Iterable[Acted]) -> Step:
-        for one in acted:
-            journal.remember_locked(one)
+    def _share_locked(self, journal: Journal, past: Past | None) -> None:
         self._journal = journal
         self._fanout.hold_back_locked()
-        return self._take_step_locked(journal, True)
+        if past is not None:
+            for one in past.acted:
+                journal.remember_locked(one)
+            for player_id, (instance, number) in past.elsewhere.items():
+                seat = self._machine.seats.get(player_id)
+                if seat is not None and seat.connected:
+                    self._attach_remote_locked(past.post, instance, number, player_id)
+        journal.step = self._take_step_locked(journal, True)
 
-    def go_on_with(self, machine: RoomMachine, journal: Journal, acted: Iterable[Acted]) -> None:
+    def go_on_with(self, machine: RoomMachine, journal: Journal, past: Past, timeout: float) -> None:
         """This instance, which followed the room, owns it now: ``machine`` is as the room was stored. Who is connected
-        here stays so. Its first step is the journal's: from here on others may be at work in it.
+        here stays so. Otherwise as :meth:`share`.
 
         Raises:
-            InvalidRecord: not all of its events were heard; nothing changed. RoomBusy.
+            InvalidRecord: not all of its events were heard; nothing changed. RoomBusy: its lock was not to be had in so
+            many seconds; likewise.
         """
-        with self._lock.write(self._config.busy_timeout):
+        with self._lock.write(timeout):
             if (machine.epoch, machine.seq) != (self._machine.epoch, self._machine.seq):
                 raise InvalidRecord("not all of its events were heard")
             self._check_goes_on_locked()
             self._machine = machine
             self._snapshot = None
-            journal.step = self._share_locked(journal, acted)
+            self._share_locked(journal, past)
 
     def _check_goes_on_locked(self) -> None:
         """Raises InvalidRecord: who followed the room has just let go of it."""
 
-    def welcome_back(self, elsewhere: Mapping[str, tuple[str, int]], alive: Container[str], post: Post) -> None:
-        """It was another instance's: whoever is connected at one that is ``alive``, or here, still is, and every other
-        seat begins its grace. Before anybody else knows the room, whatever became of its lease; the caller marks it.
+    def put_right(self) -> None:
+        """It was another instance's: whoever has a connection, here or at an instance that lives, is connected, and
+        every other seat begins its grace. Others may be at work in the room, come in and go.
 
-        Args:
-            elsewhere: see ``core.record.dump``. post: the way to other instances.
+        Raises:
+            RoomBusy, ShuttingDown: not all of them; to be called again.
         """
         journal = self._journal
         assert journal is not None
-        with self._lock.write(self._config.busy_timeout):
-            for player in self._machine.snapshot().players:
-                instance, number = elsewhere.get(player.id, ("", 0))
-                if player.connected and instance in alive and instance != post.name:
-                    self._attach_remote_locked(post, instance, number, player.id)
-        # One by one: where the room was followed others are at it already, come in and go.
         for player in self.get_players():
-            with suppress(PlayerNotFound):
+            try:
                 self._put_right(player, journal)
+            except (RoomBusy, ShuttingDown):
+                raise
+            except RoomkitError:  # gone in the meantime, or the room is closed
+                pass
+        journal.unsettled = False
 
     def _put_right(self, player: Player, journal: Journal) -> None:
-        """Have a seat be connected when there is a connection. Raises PlayerNotFound, RoomBusy."""
+        """Have a seat be connected when there is a connection."""
         find = self._fanout.find_locked
         if player.connected:
-            super().execute(c.Disconnect(player.id), journal.note_locked, lambda: find(player.id) is None)
+            self._carry_out(journal, c.Disconnect(player.id), None, lambda: find(player.id) is None, None)
         else:
-            super().execute(c.Connect(player.id), journal.note_locked, lambda: find(player.id) is not None)
+            self._carry_out(journal, c.Connect(player.id), None, lambda: find(player.id) is not None, None)
 
     def take_step(self, timeout: float, whole: bool) -> Step:
         """What it did since the last one; ``whole``: with its record also when it did nothing.

@@ -107,8 +107,8 @@ MUTANTS = (
         "what is queued is told when the room is lost",
         (
             (
-                "        self.queue.drain(held=True)\n        ends = ",
-                "        self.release(*self.queue.drain(held=True))\n        ends = ",
+                "            self.queue.drain(held=True)\n            for",
+                "            self.release(*self.queue.drain(held=True))\n            for",
             ),
         ),
         _PAST,

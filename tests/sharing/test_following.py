@@ -25,10 +25,11 @@ from support.following import (
 )
 from support.unsteady import STEP, TTL, Instances, answers_of, settled, steady
 
-from roomkit import BackendUnavailable, RoomBusy, RoomConfig, RoomNotFound, ShuttingDown, manager
+from roomkit import BackendUnavailable, InvalidRecord, RoomBusy, RoomConfig, RoomNotFound, ShuttingDown, manager
 from roomkit.backends.base import Events
 from roomkit.core import commands as c
 from roomkit.sharing.letters import Done, Refused, encode
+from roomkit.sharing.room import SharedRoom
 from roomkit.testing import CopyOfState
 
 
@@ -621,6 +622,74 @@ def test_a_reader_in_the_way_of_becoming_the_owner(instances: Instances) -> None
     copy.send_message("amy", {"n": 1})
     wire.wait_for_seq(copy.get_state().seq)
     assert not wire.closes
+
+
+def test_a_reader_that_stays_holds_up_nothing_but_its_room(
+    instances: Instances, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes in just when the room has become this instance's: the other rooms' leases are renewed, and whose seats
+    are to begin their grace is put right once it has left.
+    """
+    one, two, room, copy = pair(instances, busy_timeout=0.02)
+    room.join("bob", Wire())
+    wire = Wire()
+    copy.join("amy", wire)
+    settled(one)
+    same(room, copy)
+    leave, reading = threading.Event(), threading.Event()
+    go_on_with = SharedRoom.go_on_with
+
+    def read() -> None:
+        with copy.reading():
+            reading.set()
+            assert leave.wait(PATIENCE)
+
+    def and_read(room: SharedRoom, *args: Any) -> None:
+        go_on_with(room, *args)
+        answers_of(read)
+        assert reading.wait(PATIENCE)
+
+    monkeypatch.setattr(SharedRoom, "go_on_with", and_read)
+    die(instances, one)
+    eventually(lambda: not copy.followed)
+    go_on(instances, 2 * TTL, two)
+    assert [player.connected for player in copy.get_players()] == [True, True]
+    leave.set()
+    until(instances, lambda: [player.connected for player in copy.get_players()] == [False, True], two)
+    copy.send_message("amy", {"n": 1})
+    wire.wait_for_seq(copy.get_state().seq)
+    assert not wire.closes
+
+
+def test_a_reader_of_a_room_that_cannot_be_gone_on_with(instances: Instances, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its people are told to come back once the reader has left; the other rooms' leases are renewed meanwhile."""
+    one, two, room, copy = pair(instances)
+    wire = Wire()
+    copy.join("amy", wire)
+    settled(one)
+    same(room, copy)
+    leave, reading = threading.Event(), threading.Event()
+
+    def read() -> None:
+        with copy.reading():
+            reading.set()
+            assert leave.wait(PATIENCE)
+
+    def and_read(room: SharedRoom, *args: Any) -> None:
+        if not reading.is_set():
+            answers_of(read)
+            assert reading.wait(PATIENCE)
+        raise InvalidRecord("not all of its events were heard")
+
+    monkeypatch.setattr(SharedRoom, "go_on_with", and_read)
+    die(instances, one)
+    assert reading.wait(PATIENCE)
+    go_on(instances, 2 * TTL, two)
+    assert not wire.closes
+    leave.set()
+    assert wire.wait_closed() == 1012
+    until(instances, lambda: "r" in two and not two.get_room("r").followed, two)
+    assert owned(two) is not copy
 
 
 # Beginning and end.

@@ -553,15 +553,15 @@ MUTANTS = (
     _one(
         "what is queued outlives the loss of the room",
         "fanout.py",
-        "        self.queue.drain(held=True)\n        ends = ",
-        "        self.release(*self.queue.drain(held=True))\n        ends = ",
+        "            self.queue.drain(held=True)\n            for",
+        "            self.release(*self.queue.drain(held=True))\n            for",
         "sharing",
     ),
     _one(
         "who waits is told that it is stored when the room is lost",
         _NODE,
-        "waiter.settle(False)",
-        "waiter.settle(True)",
+        "*waiters), False)",
+        "*waiters), True)",
         "sharing",
     ),
     _one(
@@ -607,7 +607,7 @@ MUTANTS = (
     _one(
         "seats of a room that was taken over stay connected",
         _OWNED,
-        "            super().execute(c.Disconnect(player.id), journal.note_locked, lambda: find(player.id) is None)\n",
+        "            self._carry_out(journal, c.Disconnect(player.id), None, lambda: find(player.id) is None, None)\n",
         "            pass\n",
         "sharing",
     ),
