@@ -1,7 +1,8 @@
 """An instance of roomkit as a process: ``python -m benchmarks.instance URL``; ``memory``: one that shares nothing.
 
-As ``roomkit serve`` does, it prints its address, keeps the garbage collector's pauses short and serves until a signal
-comes. All limits on one client are off: the load is one client with hundreds of players.
+As ``roomkit serve`` does, it prints its address, keeps the garbage collector's pauses short, has its threads wait for
+each other, and serves until a signal comes. All limits on one client are off: the load is one client with hundreds of
+players.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from roomkit.log import configure_logging
 from roomkit.server import Server
 from roomkit.server.garbage import ShortCollections
 from roomkit.server.process import Signals
+from roomkit.server.scheduling import PatientThreads
 from roomkit.settings import Settings
 
 MEMORY = "memory"
@@ -33,7 +35,7 @@ def main() -> int:
         close_timeout=0.3,
     )
     server = Server(RoomManager(backend=backend), settings)
-    with Signals() as signals, ShortCollections():
+    with Signals() as signals, ShortCollections(), PatientThreads():
         server.start()
         print(server.url, flush=True)
         signals.wait()

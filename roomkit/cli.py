@@ -22,6 +22,7 @@ from roomkit.log import configure_logging
 from roomkit.server import PortInUse, Server
 from roomkit.server.garbage import ShortCollections
 from roomkit.server.process import DRAIN_SLACK, Signals, drain
+from roomkit.server.scheduling import PatientThreads
 from roomkit.server.supervisor import Supervisor
 from roomkit.settings import InvalidSetting, Settings, add_arguments, load_settings, settings_table_markdown
 from roomkit.tools import rooms, schema, watch
@@ -200,7 +201,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             return fail(error.strerror or str(error))
         except OSError as error:
             return fail(_why_not_made(settings, error))
-        with ShortCollections():
+        with ShortCollections(), PatientThreads():
             server.start()
             _greet(settings, server.url, sharing=_sharing(settings, server))
             signals.wait()

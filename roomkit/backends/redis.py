@@ -26,6 +26,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from roomkit.backends.base import (
     REMEMBERED,
@@ -44,6 +45,7 @@ from roomkit.backends.base import (
 from roomkit.backends.redis_ear import RedisEar
 from roomkit.backends.redis_entry import Entry, first_seq, read_entry, write_entry
 from roomkit.backends.redis_nodes import PUBLISH, Call, Nodes, Script
+from roomkit.backends.redis_wire import pack
 from roomkit.errors import InvalidConfig, InvalidRecord
 
 _NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
@@ -147,6 +149,17 @@ return 0
 """
 )
 
+_MOST_FRAMES = 10_000
+
+
+class _Frame(NamedTuple):
+    """Of a room's commits: the key by which they find their node, and what is packed once."""
+
+    key: str
+    head: bytes
+    tail: bytes
+
+
 _OUTCOMES: tuple[Outcome, ...] = ("committed", "fenced", "conflict")
 _SPARE = 60.0  # seconds for which the lease of a room that is not there stays known
 _PREFIX = re.compile(r"[^{}\s]{0,64}")
@@ -193,6 +206,7 @@ class RedisBackend:
         self._log_size = log_size
         self._clock = clock
         self._nodes = Nodes(url, timeout)
+        self._frames: dict[tuple[str, str, int, str], _Frame] = {}  # changed in single steps
         self._lock = threading.Lock()  # a leaf
         # Guarded by _lock:
         self._ears: list[RedisEar] = []
@@ -346,25 +360,28 @@ class RedisBackend:
     def _commit(self, commits: Sequence[Commit], restore: str) -> list[Outcome]:
         calls = []
         for step in commits:
-            epoch, seq = step.position
-            arguments = [
-                step.lease.instance,
-                step.lease.token,
-                epoch,
-                seq,
-                step.revision,
-                restore,
-                first_seq(step),
-                write_entry(step),
-                self._room(step.room_id, ":events"),
-                self._record_ms,
-                self._log_size,
-                round(REMEMBERED * 1000),
-            ]
-            if step.record is not None:
-                arguments.append(step.record)
-            calls.append(_COMMIT.call(self._keys(step.room_id), *arguments))
+            key, head, tail = self._frame(step)
+            changing = pack(step.position.seq, step.revision, restore, first_seq(step), write_entry(step))
+            record = () if step.record is None else (b"$%d\r\n%b\r\n" % (len(step.record), step.record),)
+            calls.append(_COMMIT.packed_call(key, 16 + len(record), head, changing, tail, *record))
         return [_OUTCOMES[answer] for answer in self._nodes.run(calls)]
+
+    def _frame(self, step: Commit) -> _Frame:
+        """What is the same in all commits of a room under one lease."""
+        lease, epoch = step.lease, step.position.epoch
+        of = (step.room_id, lease.instance, lease.token, epoch)
+        frame = self._frames.get(of)
+        if frame is None:
+            if len(self._frames) >= _MOST_FRAMES:
+                self._frames.clear()
+            keys = self._keys(step.room_id)
+            channel = self._room(step.room_id, ":events")
+            frame = self._frames[of] = _Frame(
+                keys[0],
+                pack(len(keys), *keys, lease.instance, lease.token, epoch),
+                pack(channel, self._record_ms, self._log_size, round(REMEMBERED * 1000)),
+            )
+        return frame
 
     # Events.
 

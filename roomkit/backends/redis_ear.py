@@ -34,6 +34,7 @@ from redis import exceptions as errors
 from redis.crc import key_slot
 
 from roomkit.backends.redis_entry import read_entry
+from roomkit.backends.redis_wire import NOTHING, Wire
 from roomkit.errors import BackendUnavailable, InvalidRecord
 
 if TYPE_CHECKING:
@@ -394,35 +395,30 @@ class _Feed:
                 pass
 
     def _connect_and_serve(self, address: Address) -> None:
-        connection: Any = self._nodes.make_connection(address)  # which is typed in part only
+        wire = self._nodes.connect(address)
         try:
-            connection.connect()
             with selectors.DefaultSelector() as selector:
                 selector.register(self._woken, selectors.EVENT_READ)
-                selector.register(connection._sock, selectors.EVENT_READ)
-                self._serve(connection, selector, "S" if address.host else "")
+                selector.register(wire.socket, selectors.EVENT_READ)
+                self._serve(wire, selector, "S" if address.host else "")
         finally:
-            connection.disconnect()
+            wire.close()
 
-    def _serve(self, connection: Any, selector: selectors.BaseSelector, shard: str) -> None:
+    def _serve(self, wire: Wire, selector: selectors.BaseSelector, shard: str) -> None:
         """Returns when there is nothing to do any more, raises when the connection is lost."""
         timeout = self._ear.timeout
-        heard_at, pinged, ready = time.monotonic(), False, False
+        heard_at, pinged = time.monotonic(), False
         while self._looked_after():
             if not self._asked:
                 self._tell()
-                self._ask(connection, shard)
+                self._ask(wire, shard)
                 if not self._asked:
                     self._be_well()
-            if ready or connection.can_read(0):
-                self._read(connection)
-                heard_at, pinged, ready = time.monotonic(), False, False
-                continue
             left = heard_at + (2 * timeout if pinged else timeout) - time.monotonic()
             if left <= 0:
                 if pinged:
                     raise errors.ConnectionError("it is silent")
-                connection.send_command("PING", check_health=False)
+                wire.send([("PING",)])
                 pinged = True
                 continue
             if self._again_at is not None:
@@ -431,7 +427,10 @@ class _Feed:
                 if key.fileobj is self._woken:
                     self._drain()
                 else:
-                    ready = True
+                    wire.receive()
+                    heard_at, pinged = time.monotonic(), False
+                    while (reply := wire.next()) is not NOTHING:
+                        self._take(reply)
 
     def _looked_after(self) -> bool:
         """Whether it goes on; after a look where its channels are, if they may have moved."""
@@ -446,7 +445,7 @@ class _Feed:
             return self._settle()
         return self._ear.goes_on(self)
 
-    def _ask(self, connection: Any, shard: str) -> None:
+    def _ask(self, wire: Wire, shard: str) -> None:
         """Subscribe to what came and unsubscribe from what went, a part of it: the rest follows when it is answered."""
         commands: dict[tuple[bool, int], list[bytes]] = {}
         for channel, wanted in self._ear.wanted(self, _CHUNK):
@@ -466,14 +465,12 @@ class _Feed:
                 else:
                     del self._current[channel]
         if packed:
-            connection.send_packed_command(connection.pack_commands(packed), check_health=False)
+            wire.send(packed)
 
-    def _read(self, connection: Any) -> None:
-        """One answer, or something published. Once it has begun the rest of it may take as long as any answer."""
-        try:
-            reply = connection.read_response(disable_decoding=True)
-        except errors.ResponseError as error:
-            self._answered_with(error)
+    def _take(self, reply: Any) -> None:
+        """An answer, or something published."""
+        if isinstance(reply, errors.ResponseError):
+            self._answered_with(reply)
             return
         if not isinstance(reply, list) or len(reply) != 3:  # PONG
             return

@@ -14,13 +14,14 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from redis import Connection, ConnectionPool, Redis, RedisCluster
+from redis import ConnectionPool, Redis, RedisCluster
 from redis import exceptions as errors
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.retry import Retry
 
 from roomkit.backends.redis_pool import Pool
+from roomkit.backends.redis_wire import Command, Wire, command, pack
 from roomkit.errors import BackendUnavailable, InvalidConfig
 
 log = logging.getLogger("roomkit.backends.redis")
@@ -38,6 +39,7 @@ class Script:
     def __init__(self, text: str) -> None:
         self._text = text
         self._by_kind = {clustered: self._variant(clustered) for clustered in (False, True)}
+        self._heads = {clustered: pack("EVALSHA", self.digest(clustered)) for clustered in (False, True)}
 
     def _variant(self, clustered: bool) -> tuple[str, str]:
         text = self._text.replace("%PUBLISH%", "'SPUBLISH'" if clustered else "'PUBLISH'")
@@ -51,22 +53,39 @@ class Script:
         """What it is called by."""
         return self._by_kind[clustered][1]
 
+    def head(self, clustered: bool) -> bytes:
+        """The words with which a call of it begins, packed."""
+        return self._heads[clustered]
+
     def call(self, keys: Sequence[str], *arguments: Any) -> Call:
         """A call of it; the keys share a slot."""
         return Call(keys[0], (len(keys), *keys, *arguments), self)
 
+    def packed_call(self, key: str, count: int, *parts: bytes) -> Call:
+        """Likewise, of ``count`` packed words: how many keys, the keys (``key`` is the first), the arguments."""
+        return Call(key, (count, *parts), self, packed=True)
+
 
 #: A command that in a cluster publishes within one shard.
 PUBLISH = "PUBLISH"
-_HEARD = (PUBLISH, "SPUBLISH")  # what is carried out twice is heard twice; everything else acts once
 
 
 class Call(NamedTuple):
-    """A command with the key that says where it goes, or a script's keys and arguments."""
+    """A command with the key that says where it goes, or a script's keys and arguments (see ``Script``)."""
 
     key: str
     words: tuple[Any, ...]
     script: Script | None = None
+    packed: bool = False
+
+    def command(self, clustered: bool) -> Command:
+        """As it is sent."""
+        words, script = self.words, self.script
+        if script is None:
+            return ("SPUBLISH", *words[1:]) if clustered and words[0] == PUBLISH else words
+        if self.packed:
+            return command(words[0] + 2, script.head(clustered), *words[1:])
+        return ("EVALSHA", script.digest(clustered), *words)
 
 
 class Address(NamedTuple):
@@ -133,16 +152,15 @@ class Nodes:
             return [Address("", 0)] * len(keys)
         return [_node_of(cluster, key) for key in keys]
 
-    def make_connection(self, address: Address) -> Connection:
-        """A connection to a node, of the caller's own: not made yet, by RESP 2."""
+    def connect(self, address: Address) -> Wire:
+        """A connection to a node, of the caller's own. Blocks and raises as ``Wire`` does."""
         pool = ConnectionPool.from_url(self._url, protocol=2, **self._options)
         # The URL may say otherwise, and then the driver adds what it needs to hear of maintenance by RESP 3.
         options = {name: value for name, value in pool.connection_kwargs.items() if "maint" not in name}
         options["protocol"] = 2
         if address.host:
             options.update(host=address.host, port=address.port)
-        connection: Connection = pool.connection_class(**options)
-        return connection
+        return Wire(pool.connection_class(**options))
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
         """The answers, in the order of the calls.
@@ -176,16 +194,8 @@ class Nodes:
         why = ""
         again: list[int] = []
         for pool, places in routes:
-            commands: list[tuple[Any, ...]] = []
-            for place in places:
-                words = calls[place].words
-                script = calls[place].script
-                if script is not None:
-                    words = ("EVALSHA", script.digest(clustered), *words)
-                elif clustered and words[0] == PUBLISH:
-                    words = ("SPUBLISH", *words[1:])
-                commands.append(words)
-            repeat = all(words[0] not in _HEARD for words in commands)
+            commands = [calls[place].command(clustered) for place in places]
+            repeat = all(calls[place].words[0] != PUBLISH for place in places)  # else what is heard is heard twice
             unknown: dict[Script, None] = {}
             for place, answer in zip(places, pool.ask(commands, repeat=repeat), strict=True):
                 if isinstance(answer, errors.NoScriptError):
@@ -227,7 +237,7 @@ class Nodes:
         with self._lock:
             if self._closed:
                 raise BackendUnavailable("the backend is closed")
-            return self._pools.setdefault(address, Pool(lambda: self.make_connection(address)))
+            return self._pools.setdefault(address, Pool(lambda: self.connect(address)))
 
     def _connect(self) -> tuple[Redis | None, RedisCluster | None]:
         with self._lock:

@@ -1,8 +1,4 @@
-"""Pool: connections to one Redis node, for questions and answers.
-
-The driver makes the connections and knows the protocol. What it does around a pipeline (pools, retries, callbacks for
-each answer) costs twice as much as the exchange itself, for every commit and every letter.
-"""
+"""Pool: connections to one Redis node, for questions and answers."""
 
 from __future__ import annotations
 
@@ -11,10 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from redis import Connection
 from redis import exceptions as errors
 
+from roomkit.backends.redis_wire import Command, Wire
+
 _FRESH = 0.2  # seconds for which a connection is believed to be there still
+_ENDED = (errors.ConnectionError, ConnectionError)
 
 
 class Pool:
@@ -26,13 +24,13 @@ class Pool:
     Thread safety: full; ``_free`` is changed in single steps only.
     """
 
-    def __init__(self, make: Callable[[], Connection]) -> None:
+    def __init__(self, make: Callable[[], Wire]) -> None:
         self.closed = False
-        self._make: Callable[[], Any] = make
-        self._free: list[tuple[Any, float]] = []  # with when it was used; the last one is the next one
+        self._make = make
+        self._free: list[tuple[Wire, float]] = []  # with when it was used; the last one is the next one
         self._pid = os.getpid()
 
-    def ask(self, commands: Sequence[Sequence[Any]], *, repeat: bool) -> list[Any]:
+    def ask(self, commands: Sequence[Command], *, repeat: bool) -> list[Any]:
         """The answers to all of them, in one way there and back; a refusal is the exception that tells it.
 
         Blocks for at most the connection's timeout, from one answer to the next.
@@ -49,23 +47,22 @@ class Pool:
         while True:
             kept, used_at = self._take()
             if kept is not None and not repeat and time.monotonic() - used_at > _FRESH and _has_ended(kept):
-                kept.disconnect()
+                kept.close()
                 continue
-            connection = self._make() if kept is None else kept
+            wire = self._make() if kept is None else kept
             try:
-                connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-                answers = [_answer(connection) for _ in commands]
+                answers = wire.ask(commands)
             except BaseException as error:
-                connection.disconnect()
-                if kept is not None and repeat and isinstance(error, errors.ConnectionError):
+                wire.close()
+                if kept is not None and repeat and isinstance(error, _ENDED):
                     continue  # it had ended while nobody used it, as those of a server that was restarted have
                 raise
-            self._free.append((connection, time.monotonic()))
+            self._free.append((wire, time.monotonic()))
             if self.closed:
                 self.drop()
             return answers
 
-    def _take(self) -> tuple[Any, float]:  # a connection, which is typed in part only
+    def _take(self) -> tuple[Wire | None, float]:
         try:
             return self._free.pop()
         except IndexError:
@@ -73,8 +70,8 @@ class Pool:
 
     def drop(self) -> None:
         """Close those that nobody uses now: another server may stand behind the name."""
-        while (connection := self._take()[0]) is not None:
-            connection.disconnect()
+        while (wire := self._take()[0]) is not None:
+            wire.close()
 
     def close(self) -> None:
         """Keep none any more."""
@@ -82,15 +79,8 @@ class Pool:
         self.drop()
 
 
-def _has_ended(connection: Any) -> bool:
+def _has_ended(wire: Wire) -> bool:
     try:
-        return bool(connection.can_read(0))  # its end, or what nobody has asked for
-    except (errors.ConnectionError, errors.TimeoutError, OSError):
+        return wire.has_input()  # its end, or what nobody has asked for
+    except (OSError, ValueError):
         return True
-
-
-def _answer(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except errors.ResponseError as refused:
-        return refused.with_traceback(None)  # no cycle with this frame

@@ -40,23 +40,17 @@ class SeatRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     at: tuple[str, int] | None = None
 
 
-class RoomRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A room. All times are Unix seconds. ``config``: the fields of ``RoomConfig``; a time that is null is infinite.
-
-    ``created`` is from when its lifetime counts; it differs from ``created_at``, which people see, by as much as the
-    clock was set in between.
-    """
+class _Form(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What of a room's record a message does not change."""
 
     version: int
     id: str
     epoch: str
-    seq: int
     lifecycle: str
     status: str
     config: msgspec.Raw
     created: float
     created_at: float
-    last_active: float
     seats: tuple[SeatRecord, ...] = ()
     host: str | None = None
     settings: dict[str, Any] = {}
@@ -70,6 +64,17 @@ class RoomRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     finished_at: float | None = None
     closed_at: float | None = None
     transferred_to: str | None = None
+
+
+class RoomRecord(_Form, frozen=True, omit_defaults=True, kw_only=True):
+    """A room. All times are Unix seconds. ``config``: the fields of ``RoomConfig``; a time that is null is infinite.
+
+    ``created`` is from when its lifetime counts; it differs from ``created_at``, which people see, by as much as the
+    clock was set in between.
+    """
+
+    seq: int
+    last_active: float
 
 
 _encode = msgspec.json.Encoder().encode
@@ -89,7 +94,19 @@ def dump(
 
     Thread safety: the caller holds the machine's lock.
     """
-    shift = at - now
+    return complete(machine, at - now, dump_form(machine, at - now, elsewhere))
+
+
+def complete(machine: RoomMachine, shift: float, form: bytes) -> bytes:
+    """The record of a machine whose form (:func:`dump_form`) was written already, and is still the same."""
+    return b'{"seq":%d,"last_active":%a,%b' % (machine.seq, machine.last_active + shift, form)
+
+
+def dump_form(machine: RoomMachine, shift: float, elsewhere: Mapping[str, tuple[str, int]]) -> bytes:
+    """What changes only with ``RoomMachine.form`` and ``elsewhere``: JSON, without the brace at its beginning.
+
+    ``shift``: from monotonic to Unix seconds.
+    """
     config = machine.config
     raw = _configs.get(config)
     if raw is None:
@@ -109,18 +126,16 @@ def dump(
         )
         for seat in machine.seats.values()
     ]
-    return _encode(
-        RoomRecord(
+    form = _encode(
+        _Form(
             VERSION,
             machine.id,
             machine.epoch,
-            machine.seq,
             machine.lifecycle.name,
             str(machine.status),
             raw,
             machine.created + shift,
             machine.created_at,
-            machine.last_active + shift,
             tuple(seats),
             machine.host,
             machine.settings,
@@ -136,6 +151,7 @@ def dump(
             machine.transferred_to,
         )
     )
+    return form[1:]
 
 
 def load(data: bytes, lifecycles: Mapping[str, Lifecycle], now: float, at: float) -> RoomMachine:

@@ -106,6 +106,7 @@ class RoomMachine:
         "deadline_moved",
         "epoch",
         "finished_at",
+        "form",
         "host",
         "id",
         "last_active",
@@ -160,6 +161,8 @@ class RoomMachine:
         self.finished_at: float | None = None
         self.closed_at: float | None = None
         self.connected_count = 0
+        #: Another number: something beside ``seq`` and ``last_active`` may have changed.
+        self.form = 0
         #: Set by a handler that may have brought the next deadline nearer; the shell clears it.
         self.deadline_moved = True
         self._events: list[Event] = []
@@ -213,6 +216,7 @@ class RoomMachine:
         if type(command) is c.SendMessage:  # nothing changes before its one event is made
             handler(self, command)
             return events
+        self.form += 1
         # A guard is asked after the effect, and a user's may raise; and anywhere memory may be at its end.
         before = self._save()
         try:

@@ -30,7 +30,7 @@ from collections.abc import Callable, Hashable
 from math import ceil, inf
 from time import monotonic, sleep
 from typing import Any, Protocol
-from weakref import WeakMethod
+from weakref import ref
 
 from roomkit.core.expiry import DeadlineHeap
 
@@ -405,18 +405,20 @@ class LoopBroadcaster:
     It holds ``drain``, a method, weakly while there is nothing to do, and so leaves no reference cycle behind.
     """
 
-    __slots__ = ("_asked", "_drain", "_draining", "_due", "_reactor", "room_id")
+    __slots__ = ("_asked", "_drain", "_draining", "_due", "_owner", "_reactor", "room_id")
 
     def __init__(self, reactor: Reactor, room_id: str, drain: Callable[[], None]) -> None:
         self.room_id = room_id
         self._reactor = reactor
-        self._drain = WeakMethod(drain)
+        method: Any = drain
+        self._drain: Callable[[Any], None] = method.__func__
+        self._owner = ref(method.__self__)
         # Written by the reactor's thread alone. Set: the room is among the touched ones. Cleared before the drain:
         # whoever sees it set has its event drained later.
-        self._due: Callable[[], None] | None = None
+        self._due: object = None
         # Set by another thread, which makes the call after that; cleared by the call. The reactor's thread must not
         # rely on it: the other may dawdle in between, and an event is to be out before its sender's answer.
-        self._asked: Callable[[], None] | None = None
+        self._asked: object = None
         self._draining = False
 
     def wake(self) -> None:
@@ -425,10 +427,10 @@ class LoopBroadcaster:
             return
         reactor = self._reactor
         if reactor._ident == threading.get_ident():
-            self._due = self._drain()
+            self._due = self._owner()
             reactor._touched.append(self)
         elif self._asked is None:
-            self._asked = self._drain()
+            self._asked = self._owner()
             try:
                 reactor.call(self._touch)
             except MemoryError:  # the next one tries again
@@ -436,17 +438,19 @@ class LoopBroadcaster:
                 raise
 
     def _touch(self) -> None:
-        self.wake()
+        if self._due is None:
+            self._due = self._owner()
+            self._reactor._touched.append(self)
         self._asked = None  # afterwards, so that stop() sees one or the other
 
     def run(self) -> None:
         """Drain; the reactor's thread."""
-        drain = self._due
+        owner = self._due
         self._draining = True  # before the next line, so that stop() sees one or the other
         self._due = None
         try:
-            if drain is not None:
-                drain()
+            if owner is not None:
+                self._drain(owner)
         finally:
             self._draining = False
 

@@ -14,6 +14,7 @@ from roomkit.server.app import Server
 from roomkit.server.garbage import ShortCollections
 from roomkit.server.peers import Peers
 from roomkit.server.process import Signals
+from roomkit.server.scheduling import PatientThreads
 from roomkit.settings import Settings
 
 
@@ -27,7 +28,7 @@ def main() -> int:
     number: int = orders["number"]
     listening, inbox, *senders = (socket.socket(fileno=fd) for fd in orders["descriptors"])
     configure_logging(settings.log_level, settings.log_json, number)
-    with Signals() as signals, ShortCollections():
+    with Signals() as signals, ShortCollections(), PatientThreads():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor sees to it
         peers = Peers(number, inbox, senders)
         server = Server(settings=settings, peers=peers, listening=listening)

@@ -83,6 +83,18 @@ class Pledge:
             self._refuse(BackendUnavailable("the store did not answer in time; it may have been carried out or not"))
 
 
+class Form(NamedTuple):
+    """What of a room's record (``core.record.dump_form``) stays as it is while these stay the same.
+
+    ``links``: of the room's fanout, which replaces them as a whole. ``shift``: from monotonic to Unix seconds.
+    """
+
+    number: int
+    links: object
+    shift: float
+    text: bytes
+
+
 class Step(NamedTuple):
     """What a room did since its last step, taken out of it to be stored, and then delivered.
 
@@ -112,6 +124,7 @@ class Journal:
         unsettled: it was another instance's, and seats may be taken for connected that are not; set until that is put
             right, by whoever does it.
         changed: whether there is something to store; guarded by the room's write lock.
+        form: what of the room's record was written already; likewise.
 
     Thread safety: ``*_locked`` under the room's write lock; :meth:`check` and :meth:`mark` by any thread.
     """
@@ -125,6 +138,7 @@ class Journal:
         "acted",
         "changed",
         "doubted",
+        "form",
         "lease",
         "lost",
         "patience",
@@ -160,6 +174,7 @@ class Journal:
         self._clock = clock
         # Guarded by the room's write lock:
         self.changed = False
+        self.form: Form | None = None
         self.acted: dict[str, Acted] = {}
         self.pledges: deque[Pledge] = deque()  # in the order in which they are due
         self._acted: list[Acted] = []  # since the last step

@@ -12,15 +12,17 @@ from roomkit.backends.base import Acted, Position
 from roomkit.concurrency.eventqueue import Entry
 from roomkit.core import commands as c
 from roomkit.core.events import Event
-from roomkit.core.record import dump
+from roomkit.core.record import complete, dump_form
 from roomkit.core.snapshot import Player
 from roomkit.core.state import RoomMachine
 from roomkit.delivery import Answer, Link
 from roomkit.errors import CLOSE, InvalidRecord, PlayerNotFound, RoomBusy, RoomkitError, ShuttingDown
 from roomkit.room import Room
 from roomkit.sharing.copy import Post
-from roomkit.sharing.journal import Journal, Step, Waiter, Waits
+from roomkit.sharing.journal import Form, Journal, Step, Waiter, Waits
 from roomkit.sharing.letters import Ask, Gone, Present, Replaced
+
+_SAME_CLOCK = 0.1  # seconds by which the clock may have been set since a record's times were written
 
 
 class Replies(Waits, Protocol):
@@ -431,16 +433,33 @@ class OwnedRoom(Room):
         """
         journal = self._journal
         assert journal is not None
-        with self._lock.write(timeout):
+        self._lock.acquire_write(timeout)
+        try:
             return self._take_step_locked(journal, whole or journal.changed)
+        finally:
+            self._lock.release_write()
 
     def _take_step_locked(self, journal: Journal, whole: bool) -> Step:
-        machine, runtime = self._machine, self._runtime
-        # First: when it fails nothing was taken.
-        record = dump(machine, runtime.clock(), runtime.wall_clock(), self._elsewhere_locked()) if whole else None
+        machine = self._machine
+        record = self._record_locked(journal) if whole else None  # first: when it fails nothing was taken
         events, acted, waiters = journal.take_locked(machine.seq)
         entries, trailing = self._fanout.take_locked()
         return Step(record, Position(machine.epoch, machine.seq), events, acted, entries, trailing, waiters)
+
+    def _record_locked(self, journal: Journal) -> bytes:
+        machine, runtime = self._machine, self._runtime
+        shift = runtime.wall_clock() - runtime.clock()
+        links = self._fanout.links_locked()
+        form = journal.form
+        if (
+            form is None
+            or form.number != machine.form
+            or form.links is not links
+            or abs(form.shift - shift) > _SAME_CLOCK
+        ):
+            text = dump_form(machine, shift, self._elsewhere_locked())
+            form = journal.form = Form(machine.form, links, shift, text)
+        return complete(machine, shift, form.text)
 
     def _elsewhere_locked(self) -> dict[str, tuple[str, int]]:
         return {

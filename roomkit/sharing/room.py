@@ -453,7 +453,8 @@ class SharedRoom(OwnedRoom):
         copy = self._copy
         assert copy is not None
         count = dropped = 0
-        with self._lock.write(timeout):
+        self._lock.acquire_write(timeout)
+        try:
             while copy.heard:
                 item = copy.heard.popleft()
                 if not isinstance(item, Heard):
@@ -466,6 +467,8 @@ class SharedRoom(OwnedRoom):
                     except (LookupError, TypeError, ValueError, MemoryError) as error:  # InvalidRecord is a ValueError
                         log.error("what was heard of room %s makes no sense: %s", self.id, error)
                         copy.broken = True
+        finally:
+            self._lock.release_write()
         if self._journal is None:
             self._fanout.published(count, dropped)
         else:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from roomkit import GAME, InvalidRecord, Lifecycle, RoomConfig, RoomkitError
 from roomkit.core import commands as c
 from roomkit.core.events import MAX_DEPTH, Event, encode_json
-from roomkit.core.record import dump, load, load_events
+from roomkit.core.record import complete, dump, dump_form, load, load_events
 from roomkit.core.state import RoomMachine
 
 KNOWN = {GAME.name: GAME}
@@ -102,6 +102,23 @@ def test_a_room_that_is_stored_after_every_step_is_the_same_room(
         assert type(two.status) is type(one.status)
         if one.next_deadline() < math.inf:
             assert one.next_deadline() == pytest.approx(two.next_deadline() + shift, abs=1e-3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(config=configs, script=steps)
+def test_what_of_a_record_was_written_once_is_right_for_as_long_as_the_form_is_the_same(
+    config: RoomConfig, script: list[tuple[float, c.Command]]
+) -> None:
+    """Only messages leave it so; whatever else is done to a room gives it another number."""
+    room = machine(config)
+    now, forms = 0.0, {0: dump_form(room, BEGIN, {})}
+    for pause, command in script:
+        now += pause
+        before = room.form
+        outcome(room, command, now)
+        assert (room.form == before) == (type(command) is c.SendMessage)
+        form = forms.setdefault(room.form, dump_form(room, BEGIN, {}))
+        assert json.loads(complete(room, BEGIN, form)) == json.loads(dump(room, now, BEGIN + now))
 
 
 def test_what_is_stored_is_json_with_every_secret_of_the_room() -> None:

@@ -75,12 +75,14 @@ _WAKE = """        if self._due is not None:
             return
         reactor = self._reactor
 """
-_TOUCH = """        self.wake()
+_TOUCH = """        if self._due is None:
+            self._due = self._owner()
+            self._reactor._touched.append(self)
         self._asked = None"""
 _TOUCH_FOR_ALL = """        self._due = self._asked
         self._reactor._touched.append(self)
         self._asked = None"""
-_ASK = """            self._asked = self._drain()
+_ASK = """            self._asked = self._owner()
             try:
                 reactor.call(self._touch)
             except MemoryError:  # the next one tries again
@@ -334,10 +336,10 @@ MUTANTS = (
         "touched by another thread without waking",
         _REACTOR,
         _ASK,
-        "            self._due = self._drain()\n            reactor._touched.append(self)\n",
+        "            self._due = self._owner()\n            reactor._touched.append(self)\n",
         "server",
     ),
-    _one("drained by the thread that operates", _REACTOR, _ASK, "            self._drain()()\n", "server"),
+    _one("drained by the thread that operates", _REACTOR, _ASK, "            self._drain(self._owner())\n", "server"),
     Mutant(
         "I/O thread relies on a touch that another is about to make",
         (
