@@ -572,6 +572,7 @@ class Room:
         unless_changed: Callable[[], bool] | None = None,
         *,
         wait: bool = True,
+        timeout: float | None = None,
     ) -> list[Event]:
         """Carry out a command; the methods above are made of this.
 
@@ -579,6 +580,7 @@ class Room:
             then: called with the events under the lock, after the change.
             unless_changed: asked under the lock before the change; when it says no, nothing is done.
             wait: for a room that instances share, until the change is stored.
+            timeout: seconds to wait for the room's lock (default: ``busy_timeout``), where this instance has the room.
 
         Raises:
             RoomkitError: as the command's handler says; nothing changed.
@@ -591,7 +593,7 @@ class Room:
         dropped = 0
         deadline = None
         try:
-            self._lock.acquire_write(self._config.busy_timeout)
+            self._lock.acquire_write(self._config.busy_timeout if timeout is None else timeout)
             try:
                 if unless_changed is None or unless_changed():
                     events = machine.apply(command, runtime.clock(), runtime.wall_clock())

@@ -1,4 +1,8 @@
-"""Desk: where an instance carries out what others ask of it, on threads of its own, each room's in order."""
+"""Desk: where an instance carries out what others ask of it, each room's in order.
+
+On threads of its own, since a room may have to be waited for, and a lifecycle asks its user's code. A message waits for
+neither where its room is free: the thread that has heard it carries it out, and no other needs to be woken.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from roomkit.concurrency.worker import Worker
+from roomkit.core.commands import SendMessage
 from roomkit.errors import BackendUnavailable, RoomBusy, RoomkitError, ShuttingDown
 from roomkit.metrics import Tally
 from roomkit.sharing.copy import Post
@@ -101,6 +106,7 @@ class Desk:
         self._handlers = handlers
         self._tally = tally
         self._answers = Answers()
+        self._working = [False] * _THREADS  # set by each before it looks whether there is something
         self._letters: list[deque[Any_ | _PutRight]] = [deque() for _ in range(_THREADS)]
         self._workers = [Worker(f"roomkit-desk-{n}", self._work(n)) for n in range(_THREADS)]
 
@@ -111,15 +117,21 @@ class Desk:
 
     def take(self, letter: Any_ | _PutRight) -> None:
         """Carry it out soon. Past the bound it is left out and counted: who asked asks again."""
-        at = zlib.crc32(letter.room.encode()) % _THREADS
-        if isinstance(letter, Call):  # may wait for the store, or for others
-            at = zlib.crc32(letter.id.encode()) % _THREADS
+        # A call may wait for the store, or for others: it has nothing to do with its room's order.
+        at = self._lane_of(letter.id if isinstance(letter, Call) else letter.room)
         letters = self._letters[at]
+        # Only this thread brings what others ask, so what it brought before is done.
+        if not (letters or self._working[at]) and self._carry_out_at_once(letter):
+            return
         if len(letters) >= _MOST:
             self._tally.add("letters_left_out")
             return
         letters.append(letter)
         self._workers[at].wake()  # each time: whether its thread looks once more cannot be seen from here
+
+    @staticmethod
+    def _lane_of(name: str) -> int:
+        return zlib.crc32(name.encode()) % _THREADS
 
     def put_right(self, room_id: str) -> None:
         """Have a room that was another instance's put right (``OwnedRoom.put_right``). Where a reader is in the way it
@@ -136,6 +148,7 @@ class Desk:
         letters = self._letters[at]
 
         def work() -> None:
+            self._working[at] = True
             while letters:
                 letter = letters.popleft()
                 try:
@@ -144,6 +157,7 @@ class Desk:
                     pass
                 except BaseException:
                     log.exception("a letter about room %s could not be handled", letter.room)
+            self._working[at] = False
 
         return work
 
@@ -164,21 +178,34 @@ class Desk:
                 assert isinstance(letter, Present)  # what is an answer is not for a desk
                 room.serve_present(self._post, letter)
 
-    def _carry_out(self, ask: Ask) -> None:
+    def _carry_out_at_once(self, letter: Any_ | _PutRight) -> bool:
+        """Whether it is done; else it is as if nobody had tried."""
+        if type(letter) is not Ask or type(letter.command) is not SendMessage:
+            return False
+        try:
+            return self._carry_out(letter, at_once=True)
+        except BaseException:
+            log.exception("a letter about room %s could not be handled", letter.room)
+            return True
+
+    def _carry_out(self, ask: Ask, *, at_once: bool = False) -> bool:
+        """``at_once``: without waiting for anything; False: that could not be, and it is still to be done."""
         post = self._post
         room = self._find(ask.room)
         if room is None or (ask.epoch and ask.epoch != room.epoch):  # or made anew: who asks will find that out
             post.post(ask.sender, Refused(post.name, ask.room, ask.id, elsewhere=True))
-            return
+            return True
         answer = self._answers.get(ask)
         if answer is not None:
             post.post(ask.sender, answer)
-            return
-        self._tally.add("forwards_served")
+            return True
         try:
-            room.serve(post, ask, Reply(post, room, ask, self._answers))
-            return
+            room.serve(post, ask, Reply(post, room, ask, self._answers), 0.0 if at_once else None)
+            self._tally.add("forwards_served")
+            return True
         except RoomkitError as error:
+            if at_once and isinstance(error, RoomBusy):
+                return False
             # Who asked was this instance, before it owned the room: there is nobody else to ask.
             elsewhere = not room.takes_operations and ask.sender != post.name
             answer = Refused(post.name, ask.room, ask.id, error.code, str(error), elsewhere)
@@ -186,9 +213,11 @@ class Desk:
             if room.acted_by(ask.id) is not None:  # and it was carried out: its event tells so
                 raise
             answer = _failed(post, ask, error)
+        self._tally.add("forwards_served")
         if not answer.elsewhere:
             self._answers.keep(ask, answer)
         post.post(ask.sender, answer)
+        return True
 
     def _call(self, call: Call) -> None:
         post = self._post

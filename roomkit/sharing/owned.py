@@ -94,13 +94,14 @@ class OwnedRoom(Room):
         unless_changed: Callable[[], bool] | None = None,
         *,
         wait: bool = True,
+        timeout: float | None = None,
     ) -> list[Event]:
         """See Room."""
         journal = self._journal
         if journal is None:
-            return super().execute(command, then, unless_changed)
+            return super().execute(command, then, unless_changed, timeout=timeout)
         waiter = Waiter() if wait and not self._fanout.broadcaster.is_current() else None
-        events = self._carry_out(journal, command, then, unless_changed, waiter)
+        events = self._carry_out(journal, command, then, unless_changed, waiter, timeout=timeout)
         if waiter is not None:
             waiter.wait(self.id, journal.patience)
         return events
@@ -121,8 +122,11 @@ class OwnedRoom(Room):
         unless_changed: Callable[[], bool] | None,
         waits: Waits | None,
         command_id: str = "",
+        timeout: float | None = None,
     ) -> list[Event]:
-        """As the owner, and once for each ``command_id``; ``waits`` is told when it is stored."""
+        """As the owner, and once for each ``command_id``; ``waits`` is told when it is stored. ``timeout``: for the
+        lock, instead of ``busy_timeout``.
+        """
         journal.check()
         noted = False
 
@@ -144,7 +148,7 @@ class OwnedRoom(Room):
                 then(events)
 
         try:
-            events = super().execute(command, note_locked, go_on_locked)
+            events = super().execute(command, note_locked, go_on_locked, timeout=timeout)
         finally:  # whatever went wrong after the change: it is to be stored
             if noted:
                 journal.mark()
@@ -165,7 +169,11 @@ class OwnedRoom(Room):
                 seq = events[-1].seq if events else self._machine.seq
                 self._answer_locked(lambda: answer(seq), refuse)
 
-        self.execute(command, told, wait=False)
+        journal = self._journal
+        if journal is None:
+            self.execute(command, told, wait=False)
+        else:
+            self._carry_out(journal, command, told, None, None)
 
     def when_stored(self, tell: Callable[[], None], refuse: Callable[[RoomkitError], None] | None = None) -> None:
         """See Room."""
@@ -199,8 +207,11 @@ class OwnedRoom(Room):
 
     # For another instance, which follows; on the threads that carry out what others ask.
 
-    def serve(self, post: Post, ask: Ask, reply: Replies) -> None:
+    def serve(self, post: Post, ask: Ask, reply: Replies, timeout: float | None = None) -> None:
         """Carry out a command of somebody who is connected elsewhere; ``reply`` is told once it is stored.
+
+        Args:
+            timeout: seconds to wait for the room's lock; None: its ``busy_timeout``.
 
         Raises:
             RoomkitError: nothing changed, ``reply`` is not told.
@@ -216,7 +227,7 @@ class OwnedRoom(Room):
                 self._attach_remote_locked(post, ask.sender, ask.number, player_id)
             self._carried_out_locked(ask, events)
 
-        self._carry_out(journal, ask.command, attach, lambda: self._is_wanted(ask), reply, ask.id)
+        self._carry_out(journal, ask.command, attach, lambda: self._is_wanted(ask), reply, ask.id, timeout)
 
     def _is_wanted(self, ask: Ask) -> bool:
         """Under the write lock: whether it is to be carried out still."""

@@ -79,11 +79,12 @@ class SharedRoom(OwnedRoom):
         unless_changed: Callable[[], bool] | None = None,
         *,
         wait: bool = True,
+        timeout: float | None = None,
     ) -> list[Event]:
         """See Room."""
         if self.followed:
             return self._ask_owner(command, wait)
-        return super().execute(command, then, unless_changed, wait=wait)
+        return super().execute(command, then, unless_changed, wait=wait, timeout=timeout)
 
     def submit(
         self,
@@ -92,7 +93,7 @@ class SharedRoom(OwnedRoom):
         refuse: Callable[[RoomkitError], None] | None = None,
     ) -> None:
         """See Room."""
-        if not self.followed:
+        if self._journal is not None or self._copy is None:
             super().submit(command, answer, refuse)
             return
         fanout = self._fanout

@@ -509,14 +509,14 @@ MUTANTS = (
                 then(events)
 
         try:
-            events = super().execute(command, note_locked, go_on_locked)
+            events = super().execute(command, note_locked, go_on_locked, timeout=timeout)
 """,
         """            noted = True
             if then is not None:
                 then(events)
 
         try:
-            events = super().execute(command, note_locked, go_on_locked)
+            events = super().execute(command, note_locked, go_on_locked, timeout=timeout)
             if noted:
                 journal.note_locked(events, waits, command_id)
 """,
