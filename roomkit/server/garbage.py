@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_YOUNG = 7000  # objects more than there were: Python's default is a tenth of that
-
 
 class ShortCollections:
     """While it is entered, collections look at what is new; at everything at most once in ``whole_every`` seconds.
@@ -18,9 +16,6 @@ class ShortCollections:
     (``gc.freeze``), and the next visits only what came since. What has been set aside is freed like anything else when
     nothing refers to it any more; only cycles among it wait for the next look at everything. roomkit's connections and
     rooms leave none behind.
-
-    And Python looks at what is new when there is ten times as much of it as by default, but less often before it takes
-    it for old: what stays is visited once or twice, in a millisecond at most, and what goes again soon not at all.
 
     For the whole process, so for a program of one's own to decide: ``roomkit serve`` does it, ``Server`` does not.
 
@@ -35,11 +30,8 @@ class ShortCollections:
         self._whole_every = whole_every
         self._clock = clock
         self._whole_due = clock() + whole_every
-        self._before: tuple[int, int, int]
 
     def __enter__(self) -> ShortCollections:
-        self._before = gc.get_threshold()
-        gc.set_threshold(_YOUNG, 1, self._before[2])
         gc.collect()
         gc.freeze()  # what was imported
         gc.callbacks.append(self._on_collection)
@@ -48,7 +40,6 @@ class ShortCollections:
     def __exit__(self, *exc: object) -> None:
         gc.callbacks.remove(self._on_collection)
         gc.unfreeze()
-        gc.set_threshold(*self._before)
 
     def _on_collection(self, phase: str, info: Mapping[str, Any]) -> None:
         if info["generation"] == 0:

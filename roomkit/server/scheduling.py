@@ -9,10 +9,10 @@ class PatientThreads:
     """While it is entered, threads that this one starts, and this one, do not take the core from whoever wakes them.
 
     By default Linux lets a thread that was asleep go first. In one interpreter it finds that it cannot: that is held by
-    the thread which has woken it, and has just been stopped for it. So the core changes hands twice for nothing, some
-    hundred thousand times in a second's load. As a batch process's (``SCHED_BATCH``, sched(7)) it waits until there is
-    a free core, or its turn. A full server that shares its rooms does a tenth to a fifth more for that; one that has
-    little to do is as fast as before.
+    the thread which has woken it, and has just been stopped for it: the core changes hands twice for nothing. As a
+    batch process's (``SCHED_BATCH``, sched(7)) it waits until there is a free core, or its turn. In a full server that
+    shares its rooms threads were stopped once for every third message, and for every twelfth then; it does a tenth to a
+    fifth more. One that has little to do is as fast as before.
 
     Where the system has no such thing, does not allow it, or somebody has chosen another policy, nothing happens.
 

@@ -56,6 +56,20 @@ class Waiter:
             raise BackendUnavailable(f"room {room_id!r} went on elsewhere before its change was confirmed")
 
 
+class Told:
+    """What is to be told once a step is stored. See Waits."""
+
+    __slots__ = ("_lost", "_tell")
+
+    def __init__(self, tell: Callable[[], None], lost: Callable[[], None]) -> None:
+        self._tell = tell
+        self._lost = lost
+
+    def settle(self, stored: bool) -> None:
+        """It is, or nobody will ever know."""
+        (self._tell if stored else self._lost)()
+
+
 class Pledge:
     """An answer that comes once what it is about is stored; when that takes too long, a refusal instead: nobody knows.
 

@@ -23,6 +23,7 @@ from roomkit.delivery import Connection, Link
 from roomkit.errors import BackendUnavailable, InvalidRecord, PlayerNotFound, RoomBusy, RoomkitError, error_for
 from roomkit.room import Joined
 from roomkit.sharing.copy import Coming, Copy, Heard, Outcome
+from roomkit.sharing.journal import Told
 from roomkit.sharing.letters import Ask, Call, Done, Present, Refused, Replaced
 from roomkit.sharing.owned import OwnedRoom
 
@@ -127,7 +128,7 @@ class SharedRoom(OwnedRoom):
         outcome = Outcome()
 
         def done(events: Sequence[Event], letter: Done) -> None:
-            self._tell_locked(lambda: outcome.settle(list(events)))
+            self._tell_locked(lambda: outcome.settle(list(events)), self._gone(outcome))
 
         self._send(command, done, outcome.refuse)
         if not wait or self._fanout.broadcaster.is_current():
@@ -135,12 +136,20 @@ class SharedRoom(OwnedRoom):
         events: list[Event] = self._wait(outcome)
         return events
 
-    def _tell_locked(self, tell: Callable[[], None]) -> None:
-        """What was asked of the owner is carried out. Where the room is this instance's by now it may not be stored."""
-        if self._journal is None:
+    def _tell_locked(self, tell: Callable[[], None], lost: Callable[[], None]) -> None:
+        """What was asked of the owner is carried out. Where the room is this instance's by now it is to be stored
+        first; ``lost`` is called when the room went on elsewhere before that.
+        """
+        journal = self._journal
+        if journal is None:
             tell()
         else:
-            self._fanout.answer_locked(tell)
+            journal.note_locked((), Told(tell, lost))
+
+    def _gone(self, outcome: Outcome) -> Callable[[], None]:
+        """For a thread that waits."""
+        why = f"room {self.id!r} went on elsewhere before its change was confirmed"
+        return lambda: outcome.refuse(BackendUnavailable(why))
 
     def _wait(self, outcome: Outcome) -> Any:
         assert self._copy is not None
@@ -171,7 +180,7 @@ class SharedRoom(OwnedRoom):
         def done(events: Sequence[Event], letter: Done) -> None:
             if answer is not None:
                 self._fanout.answer_locked(lambda: answer(letter.last))
-            self._tell_locked(lambda: outcome.settle(None))
+            self._tell_locked(lambda: outcome.settle(None), self._gone(outcome))
 
         data = {"player_id": player_id, "new_room_id": new_room_id, "id": call_id}
         copy.ask(Call(name, self.id, call_id, "transfer", data), done, outcome.refuse)
@@ -187,7 +196,7 @@ class SharedRoom(OwnedRoom):
 
         def done(events: Sequence[Event], letter: Done) -> None:
             seated = self._seated_locked(command, events)
-            self._tell_locked(lambda: outcome.settle(seated))
+            self._tell_locked(lambda: outcome.settle(seated), self._gone(outcome))
 
         self._send(command, done, outcome.refuse)
         player: Player | None = self._wait(outcome)
@@ -299,7 +308,7 @@ class SharedRoom(OwnedRoom):
 
     def _lost(self, outcome: Outcome) -> Callable[[], None]:
         """For a thread that waits for an answer that nobody will ask for any more."""
-        why = f"the connection was lost while room {self.id!r} was asked for a seat; it may have been taken or not"
+        why = f"the connection or room {self.id!r} was lost while a seat was asked for; it may have been taken or not"
         return lambda: outcome.refuse(BackendUnavailable(why))
 
     def _come_in(
@@ -338,7 +347,7 @@ class SharedRoom(OwnedRoom):
             else:
                 known = None if made else epoch
                 joined = self._attach_locked(player_id, connection, known, seq, greeting, player, number)
-            self._tell_locked(lambda: done(joined))
+            self._tell_locked(lambda: done(joined), lost)
 
         def not_let_in(error: RoomkitError) -> None:
             copy.coming.pop(number, None)

@@ -219,6 +219,14 @@ class Site:
         eventually(lambda: sorted(self.websockets())[-1] == len(self.players) == sum(self.websockets()))
         return self.websockets().index(len(self.players))
 
+    def crowd(self) -> tuple[int, int]:
+        """The instance where most players are, and how many, once they are all somewhere. Who came in while the proxy
+        took one for dead, on a busy machine, is at another.
+        """
+        eventually(lambda: sum(self.websockets()) == len(self.players))
+        counts = self.websockets()
+        return counts.index(max(counts)), max(counts)
+
     def kill(self, at: int) -> None:
         """-9."""
         os.kill(self.instances[at].pid, signal.SIGKILL)

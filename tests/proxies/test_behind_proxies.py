@@ -55,18 +55,20 @@ def end_by_drain(site: Site, at: int) -> None:
 
 @pytest.mark.parametrize("end", [end_by_kill, end_by_drain])
 def test_players_come_back_through_the_proxy(site: Make, end: Callable[[Site, int], None]) -> None:
-    """The instance that has the room ends: everybody resumes at another, with every event; nothing that was
-    acknowledged is lost. It comes back and the other one ends: the same."""
+    """The instance where the players are ends: they resume at another, with every event; nothing that was acknowledged
+    is lost. It comes back and the other one ends: the same."""
     here = site(INSTANCES)
     here.make_room("r")
+    ended = 0
     for _ in range(2):
-        home = here.home()
+        home, players = here.crowd()
+        ended += players
         end(here, home)
         here.goes_on()
         here.start_again(home)
         here.goes_on()
     here.check()
-    assert all(player.resumed >= 2 for player in here.players)
+    assert sum(player.resumed for player in here.players) >= ended
 
 
 def test_a_returned_backend_is_one_room_with_its_stand_in(site: Make) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.fakes import PATIENCE, Blocker, Wire, eventually
-from support.following import pair
+from support.following import pair, until
 from support.unsteady import TTL, Instances, steady
 
 from roomkit import BackendUnavailable, RoomManager, ShuttingDown
@@ -66,7 +66,7 @@ def test_a_room_that_somebody_else_has_is_not_wanted_any_more(instances: Instanc
     one, two = instances.make("one"), instances.make("two")
     one.create_room("r")
     node_of(two)._unopened["r"] = None
-    eventually(lambda: not node_of(two)._unopened or advance(instances))
+    until(instances, lambda: not node_of(two)._unopened, one, two)
     assert "r" in one
     assert "r" not in two
 
