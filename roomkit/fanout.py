@@ -415,9 +415,11 @@ class Fanout:
             entries, trailing = self.queue.drain()
         else:
             entries, trailing = held.popleft() if held else ([], None)
-            while held and trailing is None:  # several steps of a busy room: one run
-                more, trailing = held.popleft()
-                entries = entries + more
+            if held and trailing is None:  # several steps of a busy room: one run, in one write to each connection
+                entries = entries.copy()
+                while held and trailing is None:
+                    more, trailing = held.popleft()
+                    entries += more
         if self._passed[0]:
             self._passed = (False, self._passed[1])
         if len(entries) == 1 and trailing is None and type(entries[0].item) is Event:  # most often

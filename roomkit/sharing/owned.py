@@ -169,11 +169,7 @@ class OwnedRoom(Room):
                 seq = events[-1].seq if events else self._machine.seq
                 self._answer_locked(lambda: answer(seq), refuse)
 
-        journal = self._journal
-        if journal is None:
-            self.execute(command, told, wait=False)
-        else:
-            self._carry_out(journal, command, told, None, None)
+        self.execute(command, told, wait=False)
 
     def when_stored(self, tell: Callable[[], None], refuse: Callable[[RoomkitError], None] | None = None) -> None:
         """See Room."""

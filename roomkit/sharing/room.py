@@ -94,7 +94,7 @@ class SharedRoom(OwnedRoom):
         refuse: Callable[[RoomkitError], None] | None = None,
     ) -> None:
         """See Room."""
-        if self._journal is not None or self._copy is None:
+        if not self.followed:
             super().submit(command, answer, refuse)
             return
         fanout = self._fanout

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import pytest
-from support.fakes import PATIENCE, Blocker, Listener, Wire, eventually, run_together
+from support.fakes import PATIENCE, Blocker, Listener, Reader, Wire, eventually, run_together
 from support.following import (
     copy_of,
     deaf,
@@ -602,23 +602,16 @@ def test_a_reader_in_the_way_of_becoming_the_owner(instances: Instances) -> None
     copy.join("amy", wire)
     settled(one)
     same(room, copy)
-    leave, reading = threading.Event(), threading.Event()
-
-    def read() -> None:
-        with copy.reading():
-            reading.set()
-            assert leave.wait(20)
-
-    reader = answers_of(read)
-    assert reading.wait(10)
+    reader = Reader(copy)
+    reader.come_in()
     steady(one).down = True
     instances.clock.advance(2.0)
     wake(two)
     acquired = steady(two).calls.count("acquire")
     eventually(lambda: steady(two).calls.count("acquire") > acquired)
     assert copy.followed
-    leave.set()
-    eventually(lambda: reader and not copy.followed)
+    reader.leave()
+    eventually(lambda: not copy.followed)
     copy.send_message("amy", {"n": 1})
     wire.wait_for_seq(copy.get_state().seq)
     assert not wire.closes
@@ -636,25 +629,19 @@ def test_a_reader_that_stays_holds_up_nothing_but_its_room(
     copy.join("amy", wire)
     settled(one)
     same(room, copy)
-    leave, reading = threading.Event(), threading.Event()
+    reader = Reader(copy)
     go_on_with = SharedRoom.go_on_with
-
-    def read() -> None:
-        with copy.reading():
-            reading.set()
-            assert leave.wait(PATIENCE)
 
     def and_read(room: SharedRoom, *args: Any) -> None:
         go_on_with(room, *args)
-        answers_of(read)
-        assert reading.wait(PATIENCE)
+        reader.come_in()
 
     monkeypatch.setattr(SharedRoom, "go_on_with", and_read)
     die(instances, one)
     eventually(lambda: not copy.followed)
     go_on(instances, 2 * TTL, two)
     assert [player.connected for player in copy.get_players()] == [True, True]
-    leave.set()
+    reader.leave()
     until(instances, lambda: [player.connected for player in copy.get_players()] == [False, True], two)
     copy.send_message("amy", {"n": 1})
     wire.wait_for_seq(copy.get_state().seq)
@@ -668,25 +655,19 @@ def test_a_reader_of_a_room_that_cannot_be_gone_on_with(instances: Instances, mo
     copy.join("amy", wire)
     settled(one)
     same(room, copy)
-    leave, reading = threading.Event(), threading.Event()
-
-    def read() -> None:
-        with copy.reading():
-            reading.set()
-            assert leave.wait(PATIENCE)
+    reader = Reader(copy)
 
     def and_read(room: SharedRoom, *args: Any) -> None:
-        if not reading.is_set():
-            answers_of(read)
-            assert reading.wait(PATIENCE)
+        if not reader.inside.is_set():
+            reader.come_in()
         raise InvalidRecord("not all of its events were heard")
 
     monkeypatch.setattr(SharedRoom, "go_on_with", and_read)
     die(instances, one)
-    assert reading.wait(PATIENCE)
+    assert reader.inside.wait(PATIENCE)
     go_on(instances, 2 * TTL, two)
     assert not wire.closes
-    leave.set()
+    reader.leave()
     assert wire.wait_closed() == 1012
     until(instances, lambda: "r" in two and not two.get_room("r").followed, two)
     assert owned(two) is not copy

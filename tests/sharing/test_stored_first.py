@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.fakes import Listener, Wire, eventually, run_together
+from support.fakes import PATIENCE, Blocker, Listener, Wire, eventually, run_together
 from support.unsteady import STEP, TTL, Instances, answers_of, settled, steady
 
 from roomkit import BackendUnavailable, RoomBusy, RoomConfig, RoomNotFound
@@ -45,6 +45,27 @@ def test_nothing_leaves_a_room_before_it_is_stored(instances: Instances) -> None
     assert cat.seqs == [6, 7]
     listener.wait_for_seq(7)
     assert listener.seqs == [4, 5, 6, 7]
+
+
+def test_steps_that_were_stored_while_a_room_was_being_delivered_to_go_out_together(instances: Instances) -> None:
+    """One batch for each connection, not one for each step: a batch is a write to a socket."""
+    rooms = instances.make("one")
+    room = rooms.create_room("r")
+    slow, other = Blocker(), Wire()
+    room.join("amy", slow)
+    room.join("bob", other)
+    seq = room.get_state().seq
+    other.wait_for_seq(seq)
+    slow.wait_for_seq(seq)
+    slow.block()
+    room.send_message(None, {"n": 1})
+    assert slow.entered.wait(PATIENCE)
+    for n in (2, 3, 4):
+        room.send_message(None, {"n": n})
+    slow.let_go()
+    other.wait_for_seq(seq + 4)
+    assert other.batches[-2:] == [1, 3]
+    assert other.seqs[-4:] == [*range(seq + 1, seq + 5)]
 
 
 def test_what_comes_during_a_commit_is_stored_by_the_next_one(instances: Instances) -> None:

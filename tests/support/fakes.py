@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from roomkit import Event
+from roomkit import Event, Room
 from roomkit.delivery import Batch
 from roomkit.testing import RecordingConnection
 
@@ -80,6 +80,27 @@ class Blocker(Wire):
         if not self._gate.is_set():
             self.entered.set()
             assert self._gate.wait(PATIENCE)
+
+
+class Reader:
+    """A thread that reads a room from :meth:`come_in` until :meth:`leave`. ``inside``: whether it has come in."""
+
+    def __init__(self, room: Room) -> None:
+        self.inside = threading.Event()
+        self._room = room
+        self._leave = threading.Event()
+
+    def come_in(self) -> None:
+        start_thread(self._read, "reader")
+        assert self.inside.wait(PATIENCE)
+
+    def leave(self) -> None:
+        self._leave.set()
+
+    def _read(self) -> None:
+        with self._room.reading():
+            self.inside.set()
+            assert self._leave.wait(PATIENCE)
 
 
 class Listener:
